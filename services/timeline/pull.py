@@ -274,19 +274,20 @@ async def _as_they_arrive(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
 
 
 class DescendingMerge:
-    """Merges ids downwards from `bound` (exclusive; 0: no bound), newest first, in batches, until no older id exists or
-    MAX_ROUNDS batches were returned.
+    """Merges the ids of a home timeline with those of pulled authors, newest first, in batches, from below `bound` (0:
+    from the newest) until no older id exists or MAX_ROUNDS batches were returned.
 
-    Above the floor of `home`, ids come from its list and the authors `pulled`; below it (or without a home timeline)
-    from `all_authors`. Each batch merges the newest `depth` ids of each source below the bound. A source that returned
-    `depth` ids may have more below its lowest one. The frontier is the highest of those lowest ids: ids below it are
-    not returned yet, and it becomes the next bound.
+    Above the floor of `home`, a batch merges the ids of `home` with those of the authors `pulled`; below the floor, or
+    if `home` is None, those of `all_authors`. `all_authors` is iterated once, and only if a batch needs it.
 
-    `all_authors` is read once, and only if it is needed.
+    For each batch, the newest `depth` ids below the bound are read from each source. A source that returned `depth` ids
+    may have more ids, all below the lowest one returned. The highest of these lowest ids is the frontier of the batch.
+    The batch returns the ids down to the frontier, which becomes the bound of the next batch. Ids below the frontier
+    are returned by later batches.
 
-    After `deadline` (event loop time) the merge awaits no more responses. If it passes during the first batch, that
-    batch contains the ids received so far and `partial` becomes true; if it passes later, the merge ends and another
-    merge can continue at the frontier.
+    `deadline` is in seconds on the event loop's clock. If it passes during the first batch, this batch returns the ids
+    received so far, and `partial` becomes true. If it passes later, the merge ends, and another merge can continue at
+    the last frontier.
     """
 
     def __init__(
@@ -302,8 +303,7 @@ class DescendingMerge:
         if home is not None and home.floor and bound and bound <= home.floor + 1:
             home = None
         self.partial = False
-        # The ids received for the first batch, by author. A caller whose time is over can use them before the batch is
-        # complete.
+        # The ids received for the first batch, by author id. `HomeBuild.so_far` uses them before the batch is complete.
         self.first_answers: dict[int, Sequence[int]] = {}
         self._source = source
         self._home = home
@@ -321,15 +321,15 @@ class DescendingMerge:
 
     async def __anext__(self) -> IdBatch:
         """Returns the next batch: the ids from its frontier (inclusive) up to the previous frontier (exclusive), newest
-        first, and its frontier. A frontier of 0 means that no older id exists. Raises the AioRpcError of the tweet
-        service."""
+        first. `next_position` is its frontier, 0 if no older id exists. Raises the AioRpcError of the tweet service."""
         if not self._left:
             raise StopAsyncIteration
         found: dict[int, Sequence[int]] = self.first_answers if self._first else {}
         batches = self._source.newest(self._authors, self._bound, self._depth)
         try:
             while True:
-                # `__anext__` returns a coroutine, or for an async generator another awaitable with the same methods.
+                # Any, because `with_deadline` takes a coroutine. An async generator returns another kind of awaitable
+                # here, which has the same methods.
                 step: Any = batches.__anext__()
                 found.update(await with_deadline(self._deadline, step))
         except StopAsyncIteration:
@@ -344,7 +344,8 @@ class DescendingMerge:
         return IdBatch(ids, frontier)
 
     def _merged(self, found: dict[int, Sequence[int]]) -> tuple[list[int], int]:
-        """Returns the ids of this batch, newest first, and its frontier, and sets the state for the next batch."""
+        """Returns the ids of this batch, newest first, and the frontier (0: no older id exists). `found` contains the
+        ids read for this batch by author id. Sets the sources and the bound of the next batch."""
         pool, frontier = _from_home(self._home, self._bound, self._depth)
         pool += self._carried
         deeper = []
@@ -357,8 +358,8 @@ class DescendingMerge:
             if self._home is not None and frontier <= self._home.floor + 1:
                 self._home, self._authors, self._carried = None, list(self._all_authors), []
             else:
-                # An author for whom fewer than `depth` ids were returned has no older ones. Ids below the frontier are
-                # carried over to the next batch, and the author is not read again.
+                # An author with fewer than `depth` ids has no older ids and is not read again. The author's ids below
+                # the frontier are carried over to the next batch.
                 over = set(deeper)
                 self._carried = [i for i in self._carried if i < frontier]
                 self._carried += [i for author, ids in found.items() if author not in over for i in ids if i < frontier]
@@ -368,8 +369,8 @@ class DescendingMerge:
 
 
 def _from_home(home: HomeList | None, bound: int, depth: int) -> tuple[list[int], int]:
-    """Returns the newest `depth` ids of the stored home timeline below the bound, and the id down to which they are
-    complete (0: no older id exists)."""
+    """Returns the newest `depth` ids of `home` below `bound` (0: from the newest), and the lowest id down to which the
+    result is complete (0: no older id exists)."""
     if home is None:
         return [], 0
     end = bisect_left(home.ids, bound) if bound else len(home.ids)
@@ -381,17 +382,15 @@ def _from_home(home: HomeList | None, bound: int, depth: int) -> tuple[list[int]
 
 
 def merge_for_build(source: TweetIdSource, authors: Sequence[int], keep: int = CAPACITY) -> DescendingMerge:
-    """Returns the merge of all tweets of the authors, to be passed to `newest_of`. It reads fewer ids per author the
-    more authors there are."""
+    """Returns a merge of the ids of the authors for a build that stores up to `keep` ids; pass it to `newest_of`. The
+    more authors, the fewer ids it reads per author in the first batch."""
     depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
     return DescendingMerge(source, None, (), authors, 0, depth)
 
 
 async def newest_of(merge: DescendingMerge, keep: int = CAPACITY) -> tuple[list[int], int]:
-    """Returns the newest ids of a merge, ascending, and the floor above which they are complete.
-
-    Returns fewer than `keep` ids: the `keep`-th becomes the floor.
-    """
+    """Returns the newest ids of a merge, ascending, and the floor above which they are complete. Returns at most `keep`
+    - 1 ids: if there are more, the `keep`-th newest id is the floor."""
     taken: list[int] = []
     lowest = 0
     async for batch in merge:

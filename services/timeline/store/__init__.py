@@ -1,5 +1,5 @@
-"""The storage port of home timelines: lists of tweet ids, each complete above its floor. Any of them may be lost and is
-then rebuilt."""
+"""The storage port of home timelines: lists of tweet ids, each complete above its floor. A store may lose any of them;
+the next read then builds it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-# Entries served to a reader; and entries stored in addition, because filters remove some and late appends take places
-# above the floor.
+# Maximum number of entries that a home timeline shows, and number of ids stored in addition, because filters remove
+# some, and because an id appended late may be older than ids that were stored before.
 SERVED, RESERVE = 800, 32
 CAPACITY = SERVED + RESERVE
-# A list is trimmed to 832 ids when it has more than this, so 64 appends share one trim.
+# Maximum number of stored ids per home timeline. Beyond it, the home timeline is trimmed to CAPACITY ids, so that a
+# trim is needed once in 64 appends.
 TRIM_ABOVE = 896
 
 
@@ -19,10 +20,10 @@ TRIM_ABOVE = 896
 class HomeList:
     """A snapshot of a home timeline. Its `ids` are ascending, unique and greater than `floor`.
 
-    `opened_ms` is when the build of the list began, in Unix milliseconds. `ids` holds two kinds of tweet ids above
-    `floor`: those committed before `opened_ms` by authors whom the reader followed then and whose tweets are fanned out
-    on write (not celebrities), and those appended since. A `floor` of 0 means that no id was left out. `mode` is the
-    timeline mode (hybrid, push or pull) that the list was built in.
+    `opened_ms` is the start of the build in Unix milliseconds. `ids` contains the ids above `floor` of two kinds of
+    tweets: tweets that the build found, whose authors the reader followed at its start and whose tweets are fanned out
+    on write; and tweets appended since. If `floor` is 0, no older id was left out. `mode` is the timeline mode in which
+    the home timeline was built.
     """
 
     ids: Sequence[int]
@@ -32,7 +33,8 @@ class HomeList:
 
 
 class OpenBuild(Protocol):
-    """A build that `open_build` returned. Callers only pass it back to the same store."""
+    """An open build, returned by `open_build`. Callers only pass it to `close_build` or `abandon_build` of the same
+    store."""
 
     @property
     def user_id(self) -> int:
@@ -40,43 +42,48 @@ class OpenBuild(Protocol):
 
 
 class HomeTimelineStore(Protocol):
-    """Home timelines by user id. Any of them may disappear at any moment; none is ever incomplete above its floor."""
+    """Stores home timelines by user id. A stored one may be lost at any moment, but `read` never returns one that lacks
+    ids above its floor."""
 
     async def read(self, user_id: int) -> HomeList | None:
-        """Returns a copy of the warm home timeline; None if it is cold, being built, or the store cannot be reached.
-        For LRU eviction the home timeline counts as used."""
+        """Returns a copy of the home timeline if it is warm. Returns None if it is cold or being built, or if the store
+        cannot be reached. The read makes it the most recently used one for the store's LRU eviction."""
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
-        """Drops the stored home timeline and collects appends for the build from now on.
+        """Opens a build: drops the stored home timeline, and from now on stores ids that are appended for this user.
 
-        Returns None if another process opened a build in the last few seconds or the store cannot be reached; then the
-        caller must serve the page by pull. The caller takes `opened_ms` before this call and starts its pull after it,
-        bypassing every cache.
+        Supersedes an open build of this process. Returns None if another process opened a build in the last few
+        seconds, or if the store cannot be reached; then the caller must pull all authors.
+
+        The caller takes the time `opened_ms` before this call, and pulls the ids after it and without a cache: then
+        each tweet is either among the pulled ids or appended.
         """
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
-        """Makes the home timeline warm, with the pulled ids (each > `floor`, at most CAPACITY) and those appended since
-        `open_build`.
+        """Stores the pulled `ids` (each above `floor`, at most CAPACITY) and the ids appended since `open_build`.
+        Returns the home timeline, which is now warm.
 
-        Returns None and leaves it cold if the build was superseded (dropped, evicted, opened again, or more than
-        TRIM_ABOVE appended) or the store cannot be reached.
+        Returns None, and the home timeline stays cold, if the store cannot be reached or the build is no longer open:
+        it was superseded, dropped or evicted, or too many ids were appended to it.
         """
 
     async def abandon_build(self, build: OpenBuild) -> None:
-        """Cancels the build. Does nothing if it was superseded."""
+        """Ends the build without a result; the home timeline is cold. Does nothing if the build is no longer open."""
 
     async def append(self, entries: Sequence[tuple[int, Sequence[int]]]) -> list[int]:
-        """Adds each tweet id to the home timelines of its user ids that are warm or being built.
+        """Appends tweet ids. Each entry is a tweet id and the users whose home timelines get it; cold home timelines do
+        not change.
 
-        Idempotent, and correct in any order. Returns for each entry the number of such home timelines. Raises
-        UNAVAILABLE if some home timelines may lack their entries; then the caller must repeat the whole call.
+        Returns for each entry the number of its home timelines that are warm or being built. Idempotent, and ids may be
+        appended in any order. Raises UNAVAILABLE if an id may be missing from a home timeline; then the caller must
+        repeat the whole call.
         """
 
     async def drop(self, user_id: int) -> None:
-        """Makes one home timeline cold."""
+        """Makes the user's home timeline cold. An open build of it can no longer be closed."""
 
     async def clear(self) -> None:
-        """Makes all home timelines cold."""
+        """Makes all home timelines cold. Open builds can no longer be closed."""
 
     async def close(self) -> None:
-        """Releases the adapter's resources."""
+        """Releases the resources of the adapter. No other method may be called afterwards."""

@@ -1,4 +1,4 @@
-"""Opens the home timelines of the cluster backend, in Redis."""
+"""Opens the store of home timelines for the cluster backend: Redis."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from services.timeline.store.redis.store import RedisHomeTimelines
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[HomeTimelineStore]:
-    """Returns a store on the Redis server of the settings, whose home timelines all processes of the mesh share."""
+    """Returns a store in the Redis of this process's backends. All processes of the mesh share its home timelines."""
     return OpenedStore(RedisHomeTimelines(require_cluster(context).redis))

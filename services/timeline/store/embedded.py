@@ -1,4 +1,4 @@
-"""Opens the home timelines of the embedded backend, in process memory."""
+"""Opens the store of home timelines for the embedded backend: process memory."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from services.timeline.store.memory import EmbeddedHomeTimelines
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[HomeTimelineStore]:
-    """Returns an empty store in the memory of this process: each home timeline is built when it is first read."""
+    """Returns an empty store in process memory: after a start all home timelines are cold."""
     return OpenedStore(EmbeddedHomeTimelines(context.settings.warm_timelines))

@@ -1,7 +1,6 @@
 """Stores home timelines in process memory.
 
-No method awaits, so each is atomic on the event loop. `close_build` stores the result only if its build was neither
-dropped, evicted nor superseded meanwhile, so no lock is needed.
+No method awaits, so each is atomic on the event loop and no lock is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimeline
 
 
 class HomeInBuild:
-    """A home timeline being built, and the ids appended meanwhile."""
+    """A home timeline that is being built. `pending` contains the ids appended since the build was opened."""
 
     __slots__ = ("max_pending", "mode", "opened_ms", "pending", "user_id")
 
@@ -28,15 +27,14 @@ class HomeInBuild:
         self.pending: list[int] = []
 
     def insert(self, tweet_id: int) -> bool:
-        """Stores the id. Returns False if more than `max_pending` ids are stored; then the caller must drop the
+        """Stores an appended id. Returns False if more than `max_pending` ids are stored; then the caller must drop the
         build."""
         self.pending.append(tweet_id)
         return len(self.pending) <= self.max_pending
 
 
 class WarmHome:
-    """A home timeline that is complete above its floor. An array takes 8 bytes per id, a list of ints five times as
-    much."""
+    """A warm home timeline. Its ids are in an array, which takes 8 bytes per id; a list takes five times as much."""
 
     __slots__ = ("floor", "ids", "keep", "mode", "opened_ms", "trim_above")
 
@@ -50,7 +48,8 @@ class WarmHome:
         self._trim()
 
     def insert(self, tweet_id: int) -> bool:
-        """Adds the id unless it is present or not above the floor. Always returns True."""
+        """Stores an appended id, unless it is stored already or is not above the floor. Returns True: the home timeline
+        need not be dropped."""
         ids = self.ids
         if tweet_id <= self.floor:
             return True
@@ -73,9 +72,11 @@ class WarmHome:
 
 
 class EmbeddedHomeTimelines(HomeTimelineStore):
-    """HomeTimelineStore in memory. Beyond `capacity` home timelines the least recently read one is evicted.
+    """A HomeTimelineStore in process memory.
 
-    Tests pass shorter lists: `keep` ids, trimmed back to that length once there are more than `trim_above`.
+    `capacity` is the maximum number of home timelines; beyond it the least recently used one is evicted. A home
+    timeline of more than `trim_above` ids is trimmed to the newest `keep`; only tests pass other values than the
+    defaults.
     """
 
     def __init__(self, capacity: int, keep: int = CAPACITY, trim_above: int = TRIM_ABOVE) -> None:
@@ -83,8 +84,8 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._keep = keep
         self._trim_above = trim_above
         self._homes: OrderedDict[int, HomeInBuild | WarmHome] = OrderedDict()
-        # Keyed by user id. An eviction is recorded as a change too, because an evicted home timeline gets no later
-        # appends.
+        # Its keys are user ids. An eviction is a change too: without it a cached response would stay in use although
+        # appends no longer change the home timeline.
         self._change_tracker = ChangeTracker()
 
     def __len__(self) -> int:
@@ -148,5 +149,5 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
 
 
 def _snapshot(home: WarmHome) -> HomeList:
-    # A copy: appends continue while the reader awaits, and its floor must not move meanwhile.
+    # A copy, because later appends and trims change `home.ids` and `home.floor` while the caller uses the snapshot.
     return HomeList(home.ids[:], home.floor, home.opened_ms, home.mode)

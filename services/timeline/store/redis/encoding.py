@@ -1,7 +1,8 @@
-"""Encodes home timelines, and the commands that change them, as Redis stores and receives them.
+"""Encodes home timelines, and the commands that change them, for Redis.
 
-`{u}:h` is a list of ids, eight bytes big-endian each, the newest arrival first. `{u}:m` is its marker: `B …` while it
-is built, `W …` once it is warm. Both keys have one hash slot.
+The home timeline of user `u` has two keys. `{u}:h` is a list of tweet ids, eight bytes big-endian each, the last one
+appended first. `{u}:m` is the marker, a string: `B …` while the home timeline is built, `W …` while it is warm. The
+braces put both keys into one hash slot, so that a transaction can change both.
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ from sys import byteorder
 from services.platform.redis.connection import command
 from services.timeline.store import CAPACITY, RESERVE, TRIM_ABOVE, HomeList
 
-# The last element of every list that was not trimmed since its build opened it. Redis deletes empty lists, so without
-# it an empty home timeline would look like a missing key.
+# The last element of a list until the first trim removes it. Redis has no empty lists, so without this element the list
+# of a home timeline without ids would be missing, and LPUSHX would append nothing.
 ZERO_ID = bytes(8)
-# A list with more elements than this is deleted: its trims failed repeatedly, and each read would transfer more than
-# twice the ids that are needed.
+# Maximum number of elements of a list. Beyond it the list is deleted, which makes the home timeline cold. A list gets
+# this long only if its trims fail repeatedly; each read would transfer more than twice as many ids as needed.
 DROP_ABOVE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class ListLimits:
-    """Lengths of lists; only tests pass other values. A list is trimmed to `keep` above `trim_above` and dropped above
-    `drop_above`.
+    """The limits of lists, in elements; only tests pass other values than the defaults.
 
-    Lists with at least `trim_above - soon` elements are collected and trimmed in one transaction, at a tenth of the
-    cost of trimming each alone. In a list of `keep` elements the largest of the `reserve` oldest ones is the floor: all
-    trimmed ids are at most that.
+    A list of more than `trim_above` elements is trimmed to `keep`, one of more than `drop_above` is deleted. Lists of
+    more than `trim_above - soon` elements are queued and trimmed together in one transaction, which takes a tenth of
+    the time of single trims.
+
+    The floor of a list with at least `keep` elements is the largest id among its `reserve` last elements, because no
+    trimmed id is above it.
     """
 
     keep: int = CAPACITY
@@ -42,8 +45,12 @@ class ListLimits:
 
 @dataclass(frozen=True, slots=True)
 class WarmMarker:
-    """The content of the marker of a warm home timeline. `floor` is that of the build; trims raise it, and
-    `decode_home` computes the raised floor from the list."""
+    """The marker of a warm home timeline.
+
+    `run_id` identifies the Redis server process, `opened_ms` is the start of the build in Unix milliseconds, `mode` is
+    the timeline mode. `floor` is the floor at the end of the build. A trim raises the floor, but does not write the
+    marker: `decode_home` computes the current floor.
+    """
 
     run_id: str
     opened_ms: int
@@ -56,7 +63,8 @@ class WarmMarker:
 
     @classmethod
     def parse(cls, marker: bytes | None) -> WarmMarker | None:
-        """Parses a stored marker. Returns None for any other marker, including those of other releases."""
+        """Parses a stored marker. Returns None if the key is missing, or if the marker is that of a build or of a
+        release with another format."""
         parts = marker.decode(errors="replace").split(" ") if marker else []
         if len(parts) != 5 or parts[0] != "W" or not (parts[2].isdigit() and parts[4].isdigit()):
             return None
@@ -64,22 +72,23 @@ class WarmMarker:
 
 
 def list_key(user_id: int) -> str:
-    """Returns the key of a user's list."""
+    """Returns the Redis key of the user's list of tweet ids."""
     return f"{{{user_id}}}:h"
 
 
 def marker_key(user_id: int) -> str:
-    """Returns the key of a user's marker."""
+    """Returns the Redis key of the user's marker."""
     return f"{{{user_id}}}:m"
 
 
 def encode_ids(ids: Sequence[int]) -> list[bytes]:
-    """Returns the ids as they are stored."""
+    """Returns each id as eight bytes, big-endian."""
     return [tweet_id.to_bytes(8, "big") for tweet_id in ids]
 
 
 def decode_home(warm: WarmMarker, stored: Sequence[bytes], limits: ListLimits) -> HomeList:
-    """Decodes a stored list: unique ids, ascending, all above the floor."""
+    """Returns the home timeline of a marker and the elements of its list, with the current floor. Its ids are unique
+    and ascending, as HomeList requires."""
     ids = array("q", b"".join(stored))
     if byteorder == "little":
         ids.byteswap()
@@ -87,35 +96,37 @@ def decode_home(warm: WarmMarker, stored: Sequence[bytes], limits: ListLimits) -
     if len(ids) >= limits.keep:
         floor = max(floor, max(ids[-limits.reserve :]))
     once = set(ids)
-    # Ids arrive nearly in order, which Python's sort exploits; most lists have no duplicates.
+    # Sorting `ids` is fast because they are nearly in order; a set has lost this order. Most lists have no duplicates.
     ordered = sorted(ids) if len(once) == len(ids) else sorted(once)
     # This also removes ZERO_ID, which is below every floor.
     return HomeList(array("q", ordered[bisect_right(ordered, floor) :]), floor, warm.opened_ms, warm.mode)
 
 
 def encode_pushes(user_ids: Sequence[int], tweet_ids: Sequence[int]) -> bytes:
-    """Encodes one LPUSHX per user, which adds the ids to the front of the user's list if the key exists; the largest id
-    becomes the first element."""
+    """Returns one LPUSHX command per user: it puts the ids at the front of the user's list, the largest id first, and
+    does nothing if the list does not exist."""
     head = f"*{2 + len(tweet_ids)}\r\n$6\r\nLPUSHX\r\n$"
-    # Built as text and encoded as Latin-1 at the end, which takes half the time of bytes.
+    # The commands are joined as text and encoded once at the end, which takes half the time of joining bytes. Latin-1
+    # maps each character to the byte of the same value.
     tail = "".join(f"$8\r\n{one.decode('latin-1')}\r\n" for one in encode_ids(sorted(tweet_ids)))
     rows = [f"{head}{len(user) + 4}\r\n{{{user}}}:h\r\n{tail}" for user in map(str, user_ids)]
     return "".join(rows).encode("latin-1")
 
 
 def encode_deletes(user_ids: Sequence[int]) -> bytes:
-    """Encodes one DEL per user, which deletes the user's list and marker in one step."""
+    """Returns one DEL command per user. It deletes list and marker in one step, which makes the home timeline cold."""
     return b"".join(command("DEL", marker_key(user_id), list_key(user_id)) for user_id in user_ids)
 
 
 def group_by_entries(entries: Sequence[tuple[int, Sequence[int]]]) -> Mapping[tuple[int, ...], Sequence[int]]:
-    """Groups users by the entries they receive: {indexes of entries: user ids}. Each list then gets one command."""
+    """Groups the users by the entries that they get, so that each user's list needs one command. Returns the user ids
+    by the indexes of their entries in `entries`; no user is in two groups."""
     same: dict[tuple[int, ...], tuple[int, ...]] = {}
     for index, (_, user_ids) in enumerate(entries):
         if users := tuple(user_ids):
             same[users] = (*same.get(users, ()), index)
     if len(same) == 1:
-        # The usual case: all entries have the same followers of one author.
+        # The usual case: all entries are for the same followers of one author.
         ((users, indexes),) = same.items()
         return {indexes: tuple(dict.fromkeys(users))}
     wanted: dict[int, tuple[int, ...]] = {}

@@ -1,5 +1,4 @@
-"""Adds new tweet ids to the lists of home timelines in Redis by LPUSHX, and trims or deletes lists that grow too
-long."""
+"""Appends tweet ids to home timelines in Redis by LPUSHX, and trims or deletes lists that become too long."""
 
 from __future__ import annotations
 
@@ -12,10 +11,10 @@ from services.platform.redis.node_pool import Node
 from services.timeline.store.redis.encoding import ListLimits, encode_deletes, encode_pushes
 from services.timeline.store.redis.trimming import BATCH, trim
 
-# LPUSHX commands per write to the socket: Redis applies them in some milliseconds. Two such writes are in flight: Redis
-# applies one while the next is sent.
+# Number of LPUSHX commands per write to the socket; Redis executes them in some milliseconds. Two writes are in flight,
+# so that Redis executes the first while the second is sent.
 PUSH_BATCH = 1_000
-# Errors of a server that is up but cannot apply the command now; the caller must retry.
+# Prefixes of errors with which a server that runs rejects a command for now. The caller must repeat the append.
 _TRANSIENT_ERRORS = (
     "MOVED",
     "ASK",
@@ -31,21 +30,24 @@ _TRANSIENT_ERRORS = (
 
 
 class HomePushes:
-    """Pushes tweet ids onto the Redis lists of warm home timelines and of those being built; a user without a list gets
-    nothing. Trims lists of more than `trim_above` elements. Deletes the list and marker of a home timeline, which makes
-    it cold, if Redis rejected a push or if the list has more than `drop_above` elements because its trims failed."""
+    """Appends tweet ids to the lists of home timelines that are warm or being built. Cold home timelines have no list
+    and do not change.
+
+    Trims lists of more than `trim_above` elements. Deletes list and marker, which makes the home timeline cold, if
+    Redis rejected the LPUSHX, or if the list has more than `drop_above` elements.
+    """
 
     def __init__(self, redis: Redis, limits: ListLimits) -> None:
         self._redis = redis
         self._limits = limits
-        # User ids whose lists are to be trimmed, by server; at most BATCH each. Losing the queue is harmless: a later
-        # append queues the lists again.
+        # By server: the ids of users whose lists are to be trimmed, fewer than BATCH after each `push`. Losing them is
+        # harmless: the next append to a list queues it again.
         self._trim_queue: dict[Node, set[int]] = {}
 
     async def push(self, node: Node, user_ids: Sequence[int], tweet_ids: Sequence[int]) -> int:
-        """Pushes the tweet ids onto the lists of these users, which are all on one server. Returns how many of the
-        lists exist and have the ids now. Raises UNAVAILABLE if the server does not answer or replies with a transient
-        error."""
+        """Appends the tweet ids to the lists of the users, all on the server `node`. Returns the number of lists that
+        exist and contain the ids now. Raises UNAVAILABLE if the server does not answer or replies with one of
+        `_TRANSIENT_ERRORS`; some lists may then lack the ids."""
         connection = await node.writes()
         accepted = 0
         long: list[int] = []
@@ -73,15 +75,16 @@ class HomePushes:
             accepted -= len(refused)
             await self._drop_refusing(connection, refused)
         if too_long:
-            # Their trims failed repeatedly, because appends changed the lists between WATCH and EXEC. A DEL needs no
-            # WATCH.
+            # The trims of these lists failed repeatedly, because appends changed the lists between WATCH and EXEC. DEL
+            # needs no WATCH, so it cannot fail in this way.
             await execute(self._redis, connection, encode_deletes(too_long), len(too_long))
         if long:
             await self._trim(node, long, due)
         return accepted
 
     async def _trim(self, node: Node, long: Sequence[int], due: bool) -> None:
-        """Queues the lists for trimming and trims the queue if it is full or `due`."""
+        """Queues the lists of the users `long` of more than `trim_above - soon` elements. Trims all queued lists of the
+        server if there are at least BATCH, or if `due`: one of them has more than `trim_above` elements."""
         queued = self._trim_queue.setdefault(node, set())
         queued.update(long)
         if due or len(queued) >= BATCH:
@@ -89,10 +92,10 @@ class HomePushes:
             await trim(self._redis, node, list(queued), self._limits)
 
     async def _drop_refusing(self, connection: RedisConnection, refused: Sequence[tuple[int, ReplyError]]) -> None:
-        """Deletes the home timelines whose push Redis rejected, for example because it is out of memory: they lack the
-        ids, so they must become cold.
+        """Deletes the home timelines whose LPUSHX Redis rejected, for example because it is out of memory: they lack
+        the ids, so they must become cold. `refused` contains the user id and the error of each.
 
-        Raises UNAVAILABLE if an error is transient.
+        Raises UNAVAILABLE, and deletes nothing, if one of the errors is transient.
         """
         for _, reply in refused:
             if str(reply).startswith(_TRANSIENT_ERRORS):
@@ -101,7 +104,8 @@ class HomePushes:
 
 
 async def execute(redis: Redis, connection: RedisConnection, payload: bytes, replies: int) -> list[Any]:
-    """Sends the commands and returns their replies. Raises UNAVAILABLE if any of them is an error."""
+    """Sends the encoded commands `payload` and returns their replies, `replies` in number. Raises UNAVAILABLE if a
+    reply is an error."""
     answers = await connection.execute(payload, replies)
     for reply in answers:
         if isinstance(reply, ReplyError):

@@ -1,14 +1,17 @@
 """Stores home timelines in Redis. Redis may lose any of them at any moment, but `read` never returns one that lacks
 ids.
 
-A build creates an empty list, and a marker with its own token, before it pulls. An append pushes to any existing list
-(LPUSHX): an append before the creation belongs to rows that the pull sees, one after it is in the list. Closing adds
-the pulled ids if marker and list are still the created ones, nothing was trimmed, and the server process is the same.
-The server's run id is part of the marker, so a restart or fail-over, which loses acknowledged pushes, makes every home
-timeline cold. A list is trimmed only if the largest id of its `reserve` oldest remaining elements is above all removed
-ids; otherwise it is dropped.
+Before it pulls, a build creates a list without ids, and a marker with a token of its own. An append adds to a list only
+if the list exists (LPUSHX). So a tweet appended before the list was created is in the tweet store and is pulled, and
+one appended later is in the list.
 
-Every await is for a reply of Redis, so tests can run other commands between any two commands of this module.
+`close_build` adds the pulled ids only if marker and list are still those of this build, the list was not trimmed, and
+the server process is the same. The marker contains the run id of the server process, because a restart or a fail-over
+can lose acknowledged appends: after it every home timeline is cold.
+
+A trim must not remove an id above the floor: if it would, the list is deleted instead (see `trimming`).
+
+Each await is for a reply of Redis, so tests can run other commands between any two commands of this module.
 """
 
 from __future__ import annotations
@@ -38,22 +41,28 @@ from services.timeline.store.redis.encoding import (
 )
 from services.timeline.store.redis.pushes import HomePushes, execute
 
-# The expiry of the marker of a build. Readers wait 2 s for a pull; after this time nobody waits for the build.
+# Expiry of the marker and the list of an open build, in milliseconds. A build that takes longer cannot be closed.
+# Readers wait 2 s for a build; a minute lets it end on a loaded mesh.
 BUILDING_MS = 60_000
-# The age up to which the build of another process is not superseded. After it a reader opens a new build.
+# Maximum age, in milliseconds, up to which an open build of another process is not superseded. An older one may belong
+# to a process that died, so the next read opens a new build.
 OTHERS_BUILD_MS = 5_000
-# The age from which a home timeline must not be used.
+# Expiry of a warm home timeline, in milliseconds: the age from which `FanoutRules.usable` rejects it.
 WARM_MS = 30 * 24 * 3_600_000
-# Attempts to close a build while appends arrive between WATCH and EXEC; after that the home timeline stays cold.
+# Maximum number of attempts to close a build. An attempt fails if an append arrives between WATCH and EXEC. After the
+# last one the home timeline stays cold.
 CLOSE_TRIES = 3
-# COUNT of one SCAN.
+# Number of keys that Redis looks at per SCAN. It serves no other command meanwhile.
 SCAN_COUNT = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class BuildMarker:
-    """An open build. Its marker is `B <token> <run id> <opened at>`, with the time in Unix milliseconds; the token
-    begins with the random name of the store object that opened it."""
+    """An open build, and its marker `B <token> <run id> <opened_ms>`.
+
+    `token` begins with the random name of the store object that opened the build. `run_id` identifies the Redis server
+    process. `opened_ms` is in Unix milliseconds.
+    """
 
     user_id: int
     token: str
@@ -67,13 +76,14 @@ class BuildMarker:
 
 
 class RedisHomeTimelines(HomeTimelineStore):
-    """HomeTimelineStore on Redis. If Redis does not answer, every home timeline is cold, and appends raise
+    """A HomeTimelineStore in Redis. If Redis does not answer, every home timeline counts as cold, and `append` raises
     UNAVAILABLE."""
 
     def __init__(self, redis: Redis, limits: ListLimits | None = None) -> None:
         self._redis = redis
         self._limits = limits or ListLimits()
-        # Distinguishes the builds of this process, which it may supersede at once, from those of other processes.
+        # The first part of the tokens of this process's builds. This process may supersede its own builds at once,
+        # those of other processes only after OTHERS_BUILD_MS.
         self._name = secrets.token_hex(8)
         self._serial = count(1)
         self._pushes = HomePushes(redis, self._limits)
@@ -91,7 +101,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         except errors.RoostError:
             return None
         warm = WarmMarker.parse(marker)
-        # A missing list was evicted, and later appends were not stored.
+        # If only the list is missing, Redis evicted it, and ids appended since are lost.
         if warm is None or warm.run_id != connection.run_id or not stored_ids:
             return None
         return decode_home(warm, stored_ids, self._limits)
@@ -121,7 +131,7 @@ class RedisHomeTimelines(HomeTimelineStore):
 
     async def close_build(self, build: OpenBuild, ids: Sequence[int], floor: int) -> HomeList | None:
         assert isinstance(build, BuildMarker), "a build is closed in the store that opened it"
-        # A dedicated connection, because WATCH belongs to a connection.
+        # A connection of its own, because WATCH holds for all commands of a connection.
         with contextlib.suppress(errors.RoostError):
             async with self._node(build.user_id).dedicated() as connection:
                 for _ in range(CLOSE_TRIES):
@@ -135,13 +145,12 @@ class RedisHomeTimelines(HomeTimelineStore):
     async def abandon_build(self, build: OpenBuild) -> None:
         assert isinstance(build, BuildMarker), "a build is abandoned in the store that opened it"
         marker = marker_key(build.user_id)
-        # If Redis cannot be reached, the marker expires after BUILDING_MS.
+        # If Redis cannot be reached, the error is ignored: marker and list expire after BUILDING_MS.
         with contextlib.suppress(errors.RoostError):
             async with self._node(build.user_id).dedicated() as connection:
                 _, stored = await self._execute(connection, command("WATCH", marker) + command("GET", marker), 2)
                 if stored == build.text().encode():
-                    # EXEC changes nothing if the build was superseded after the WATCH; then the marker belongs to
-                    # another build.
+                    # EXEC changes nothing if another build was opened after the WATCH: the marker is then not ours.
                     await self._execute_transaction(
                         connection, command("MULTI") + encode_deletes((build.user_id,)) + command("EXEC"), 3
                     )
@@ -161,7 +170,8 @@ class RedisHomeTimelines(HomeTimelineStore):
         return counts
 
     async def drop(self, user_id: int) -> None:
-        # If Redis cannot be reached the home timeline is cold anyway, and it is checked or rebuilt before its next use.
+        # If Redis cannot be reached, the error is ignored: every home timeline counts as cold now, and the next read
+        # that reaches Redis checks whether the home timeline is usable.
         with contextlib.suppress(errors.RoostError):
             await self._execute(await self._node(user_id).reads(), encode_deletes((user_id,)), 1)
 
@@ -178,9 +188,10 @@ class RedisHomeTimelines(HomeTimelineStore):
                     break
 
     async def close(self) -> None:
-        """Does nothing: the process owns the connections."""
+        """Does nothing: the connections belong to the process's backends, which close them."""
 
     async def _still_open(self, connection: RedisConnection, build: BuildMarker) -> bool:
+        """Watches marker and list. Returns whether they are still those of the build, and the list was not trimmed."""
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
         looking = command("WATCH", marker, homes) + command("GET", marker) + command("LINDEX", homes, -1)
         _, stored, last = await self._execute(connection, looking, 3)
@@ -189,8 +200,8 @@ class RedisHomeTimelines(HomeTimelineStore):
     async def _install(
         self, connection: RedisConnection, build: BuildMarker, ids: Sequence[int], floor: int
     ) -> HomeList | None:
-        """Makes the home timeline warm and returns it. Returns None, and changes nothing, if an append arrived between
-        WATCH and EXEC."""
+        """Adds the pulled ids to the list, makes the home timeline warm and returns it. Returns None, and changes
+        nothing, if marker or list changed since the WATCH of `_still_open`."""
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
         warm = WarmMarker(build.run_id, build.opened_ms, build.mode, floor)
         pulled = command("RPUSHX", homes, *encode_ids(sorted(ids, reverse=True))) if ids else b""
@@ -206,13 +217,14 @@ class RedisHomeTimelines(HomeTimelineStore):
         return None if done is None else decode_home(warm, done[-1], self._limits)
 
     def _is_of_other_process(self, marker: bytes | None) -> bool:
-        """Returns whether the marker is that of a build by another process."""
+        """Returns whether the marker is that of an open build of another process."""
         return marker is not None and marker.startswith(b"B ") and not marker.startswith(f"B {self._name}.".encode())
 
     def _node(self, user_id: int) -> Node:
         return self._redis.node(str(user_id))
 
     def _by_node(self, user_ids: Sequence[int]) -> Sequence[tuple[Node, Sequence[int]]]:
+        """Returns the users of each server."""
         if not self._redis.clustered:
             return ((self._redis.node(""), user_ids),)
         found: dict[Node, list[int]] = {}
@@ -224,5 +236,6 @@ class RedisHomeTimelines(HomeTimelineStore):
         return await execute(self._redis, connection, payload, replies)
 
     async def _execute_transaction(self, connection: RedisConnection, payload: bytes, replies: int) -> Any:
-        """Sends a MULTI … EXEC and returns the reply of EXEC; None if a watched key changed."""
+        """Sends MULTI … EXEC, with `replies` replies in all. Returns the replies of the commands between them, None if
+        a watched key changed."""
         return (await self._execute(connection, payload, replies))[-1]

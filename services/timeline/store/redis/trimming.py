@@ -1,4 +1,4 @@
-"""Trims the lists of home timelines in Redis. Deletes a list if a trim would remove an id above its floor."""
+"""Trims the lists of home timelines in Redis. Deletes a list if its trim would remove an id above the floor."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from services.platform.redis.node_pool import Node
 from services.platform.rpc import errors
 from services.timeline.store.redis.encoding import ListLimits, encode_deletes, list_key
 
-# Lists trimmed in one MULTI … EXEC, whose keys are watched: two round trips. If an append changes one of these lists
-# between WATCH and EXEC, Redis executes none of the trims, and a later append queues the lists again. With more lists
-# this conflict would be more frequent.
+# Number of lists trimmed per transaction, which takes two round trips: WATCH and LRANGE of each list, then MULTI …
+# EXEC. If an append changes one of the lists between WATCH and EXEC, Redis executes none of the trims, and the next
+# append to a list queues it again. With more lists this would happen more often.
 BATCH = 32
 
 
 async def trim(redis: Redis, node: Node, user_ids: Sequence[int], limits: ListLimits) -> None:
-    """Trims the lists of these users that have more than `limits.keep` elements. Ignores errors of Redis: a later
-    append trims the lists again."""
-    # Redis Cluster allows no transaction across hash slots.
+    """Trims each list of the users that has more than `limits.keep` elements. All lists are on the server `node`.
+    Ignores errors of Redis, because the next append to a list queues it again."""
+    # A transaction of Redis Cluster can change keys of one hash slot only.
     batch_size = 1 if redis.clustered else BATCH
     try:
         async with node.dedicated() as connection:
@@ -44,13 +44,13 @@ async def trim(redis: Redis, node: Node, user_ids: Sequence[int], limits: ListLi
 
 
 def _trim_command(user_id: int, tail: Sequence[bytes] | ReplyError, limits: ListLimits) -> bytes:
-    """Returns the LTRIM or DEL command for a list, or b"" if the list needs no trim. `tail` is the end of the list: the
-    `reserve` oldest elements that a trim leaves, then all elements that it removes."""
+    """Returns the LTRIM or DEL command for the user's list, b"" if the list is not too long. `tail` is the end of the
+    list: the last `reserve` elements that a trim keeps, then the elements that it removes."""
     if isinstance(tail, ReplyError) or len(tail) <= limits.reserve:
         return b""
     # Big-endian bytes compare like the ids.
     if max(tail[limits.reserve :]) > max(tail[: limits.reserve]):
-        # The list is in order of arrival. LTRIM would also remove an id that is newer than some that stay, so the list
-        # is deleted; the next read builds it again.
+        # The list is in the order of the appends, so an id appended late can be among the last elements although it is
+        # newer than ids that stay. LTRIM would remove it, so the list is deleted and the next read builds it.
         return encode_deletes((user_id,))
     return command("LTRIM", list_key(user_id), 0, limits.keep - 1)
