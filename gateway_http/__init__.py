@@ -1,4 +1,6 @@
-"""The gateway: serves HTTP and JSON by calling gRPC services. Its routes are compiled from the HTTP annotations of the protos.
+"""The gateway: serves HTTP and JSON by calling gRPC services. Its routes are compiled from the HTTP annotations of the
+protos.
 
-A request passes app → router → rpc_route (token, rate limit, decode, call, encode). `server` binds the application to a socket.
+The modules serve a request in this order: `app`, `router`, `rpc_route` (verifies the token, applies the rate limit,
+decodes the request, calls the service, encodes the response). `server` runs the application on a socket.
 """

@@ -1,4 +1,5 @@
-"""The gateway as an ASGI application: one handler for every route that the protos declare."""
+"""The gateway as an ASGI application: serves all routes that the protos declare, the probes and the Connect
+protocol."""
 
 from __future__ import annotations
 
@@ -31,12 +32,12 @@ from services.platform.rpc.contract import methods
 from services.platform.rpc.rate_limits import RateLimits
 from services.platform.rpc.reasons import Reason
 
-# After a 413 at most this much of the body is read and discarded, for at most this long. Closing a socket with unread bytes
-# sends a reset, and the client would lose the response.
+# Maximum number of bytes of a request body that are read and discarded after a 413, and the maximum time for it in
+# seconds. Closing a socket that has unread bytes sends a TCP reset, and a reset makes the client lose the response.
 MAX_DISCARDED_BYTES = 1 << 20
 DISCARD_TIMEOUT_S = 2.0
 
-# Responses with these statuses have no body, and so no content-length.
+# Statuses of responses without a body. They get no header content-length.
 BODILESS_STATUSES = frozenset({204, 304})
 
 log = structlog.get_logger()
@@ -57,8 +58,9 @@ PREFLIGHT = "preflight"
 class Gateway:
     """ASGI application that calls services over `channel`, with the rights of a client outside the mesh.
 
-    `health` returns the state of this process. `rate_limits` are shared with the gRPC server of the same process. The constructor raises
-    TypeError or ValueError if the protos are inconsistent, such as two methods on one route or a field type that JSON cannot express.
+    `health` returns the health of this process. `rate_limits` are shared with the gRPC server of the same process. The
+    constructor raises TypeError or ValueError if the protos declare two methods on one route, or a field whose type the
+    gateway cannot convert from or to JSON.
     """
 
     def __init__(
@@ -95,8 +97,7 @@ class Gateway:
         request = Request(scope, receive, self._load, self._proxies)
         if self._cors is not None:
             request.response_headers.extend(self._cors.headers(request.headers.get(b"origin")))
-        # Sets the current call of this request's task, so that each line logged within it has the request id and the
-        # trace id.
+        # Each log line of this asyncio task takes the request id and the trace id from `current_call`.
         current_call.set(Call(request_id=request.request_id, traceparent=request.traceparent))
         try:
             with self._load:
@@ -108,7 +109,11 @@ class Gateway:
         await _send(request, response, send)
 
     async def _answer(self, request: Request) -> tuple[str, Response]:
-        """Returns the route's name and its response; turns any exception into problem+json. Raises ClientGoneError."""
+        """Returns the name of the matched route and the response. The name is NO_ROUTE if no route matched, PREFLIGHT
+        for a CORS preflight.
+
+        Renders every exception as problem+json, except ClientGoneError, which it raises.
+        """
         route = NO_ROUTE
         try:
             request.check_headers()
@@ -125,8 +130,8 @@ class Gateway:
         except ClientGoneError:
             raise
         except asyncio.CancelledError:
-            # The grace period of the server or of the called service is over. This task serves only this request, so no caller awaits the
-            # cancellation.
+            # The process stops, and the time that it leaves to active requests is over. This task serves only this
+            # request, so no other code waits for the cancellation.
             error: Exception = errors.unavailable("the server is stopping: retry the request", reason=Reason.STOPPING)
         except Exception as caught:
             error = caught
@@ -135,7 +140,7 @@ class Gateway:
 
     def _observe(self, route: str, status: int, started_at: float, request: Request) -> None:
         took = perf_counter() - started_at
-        # `labels()` costs more than `inc()`, so its results are cached.
+        # `labels()` takes longer than `inc()`, so its results are cached.
         counter = self._request_counters.get((route, status))
         if counter is None:
             counter = self._request_counters[route, status] = REQUESTS.labels(route, str(status))
@@ -185,7 +190,8 @@ async def _discard_body(receive: Receive) -> None:
 
 
 async def _serve_other_scope(scope: Scope, receive: Receive, send: Send) -> None:
-    """Acknowledges lifespan events, which need no work, and closes a WebSocket with code 1008: the gateway serves none."""
+    """Acknowledges the ASGI lifespan events without further work. Closes a WebSocket with code 1008, because the
+    gateway serves no WebSockets."""
     if scope["type"] == "lifespan":
         while True:
             event = await receive()

@@ -1,8 +1,10 @@
 """Compresses responses with gzip for clients that accept it (RFC 9110, 12.5.3).
 
-Level 1 compresses a page of 60 kB to 28 % in 0.8 ms; level 6 to 25 % in 1.7 ms (measured). Only responses to reads are compressed. They
-hold no secret; responses that hold tokens stay uncompressed, because the compressed length of a body that mixes a secret with text of
-an attacker reveals the secret (BREACH). Entity tags are weak, so one tag covers the plain and the compressed form.
+Level 1 compresses a page of 60 kB to 28 % of its size in 0.8 ms, level 6 to 25 % in 1.7 ms (measured).
+
+Only responses to reads are compressed, because they contain no secret. Responses that contain tokens are never
+compressed: if a body contains a secret and text that an attacker chose, its compressed length reveals the secret
+(BREACH). The plain and the compressed body have the same entity tag, because entity tags are weak.
 """
 
 from __future__ import annotations
@@ -10,23 +12,30 @@ from __future__ import annotations
 import functools
 import zlib
 
-# Smaller bodies fit into one packet anyway, so compressing them would save nothing.
+# Bodies of at most this many bytes are not compressed. They fit into one packet anyway, so compression would save
+# nothing.
 MIN_BYTES = 1024
+# The compression level of zlib: 1 is the fastest, 9 compresses most.
 LEVEL = 1
-# Makes zlib write gzip's header and checksum.
+# The `wbits` parameter of zlib for the largest window and gzip's header and checksum.
 _GZIP = 16 + zlib.MAX_WBITS
-# Cached parse results by header value. Browsers and libraries send some dozen different values.
+# Maximum number of values of the header Accept-Encoding whose parse results are cached; the least recently used one is
+# evicted. Browsers and libraries send some dozen different values.
 MAX_CACHED_HEADERS = 256
 
 
 def gzipped(body: bytes) -> bytes:
-    """Returns the gzipped body. The result has no timestamp, so equal bodies compress to equal bytes."""
+    """Returns the gzipped body. Equal bodies give equal bytes, because the gzip header contains no timestamp."""
     return zlib.compress(body, LEVEL, _GZIP)
 
 
 @functools.lru_cache(maxsize=MAX_CACHED_HEADERS)
 def accepts_gzip(accept_encoding: bytes) -> bool:
-    """Returns whether a header Accept-Encoding accepts gzip with at least the weight of `identity`. Ignores malformed parts."""
+    """Returns whether the value of the header Accept-Encoding accepts gzip with a weight above 0 that is at least that
+    of `identity` (uncompressed).
+
+    An encoding whose weight is malformed counts as not accepted.
+    """
     weights: dict[bytes, float] = {}
     for part in accept_encoding.lower().split(b","):
         name, _, parameter = part.partition(b";")
@@ -36,7 +45,8 @@ def accepts_gzip(accept_encoding: bytes) -> bool:
 
 
 def _weight(parameter: bytes) -> float:
-    """Returns the weight in `q=…`: 1 if the parameter is empty, 0 if it is not a number from 0 to 1."""
+    """Returns the weight from the parameter `q=…` of an encoding: 1 if `parameter` is empty, 0 if it is malformed or
+    not from 0 to 1."""
     if not parameter.strip():
         return 1.0
     name, _, value = parameter.partition(b"=")

@@ -1,4 +1,5 @@
-"""Bounds the open HTTP connections, in total and per client address, and chooses which one to evict for a new one."""
+"""Bounds the number of open HTTP connections, in total and per client address. Chooses which connection is evicted when
+a new one needs its place."""
 
 from __future__ import annotations
 
@@ -16,12 +17,13 @@ from services.platform.rpc.client_address import client_key
 
 log = structlog.get_logger()
 
-# One address may have 1/8 of all connections. Users behind one address (NAT) share them; idle connections are evicted first.
+# A client address may have 1/8 of all connections, so that one client cannot use them all. Users behind one address
+# (NAT) share this number.
 ADDRESS_SHARE = 8
-# The most connections above the bounds that are open at once. Each may only receive an error, or the response to a
-# probe.
+# Maximum number of connections that are open although a bound rejected them. A rejected connection can only request a
+# probe or receive an error. Beyond the maximum, the oldest of them is closed.
 MAX_REJECTED = 64
-# Seconds between log lines about one bound; the counter counts every event.
+# Minimum number of seconds between two log lines about the same bound. The metric counts every event.
 LOG_EVERY_S = 60.0
 
 OPEN = Gauge("roost_http_connections", "HTTP connections that are open.")
@@ -33,7 +35,8 @@ BOUND_REACHED = Counter(
 
 
 class Stage(enum.Enum):
-    """The stage of a connection: no request, receiving a request, or processing one and sending its response."""
+    """The stage of a connection. IDLE: it has no request. SENDING: the client is sending a request. WORKING: the
+    gateway processes a request or sends its response."""
 
     IDLE = enum.auto()
     SENDING = enum.auto()
@@ -44,11 +47,13 @@ class Connection(Protocol):
     """A connection that can be evicted."""
 
     def evict(self, stage: Stage) -> None:
-        """Closes the connection: immediately if `stage` is IDLE, else after sending 503 for the request that it is receiving."""
+        """Closes the connection. If `stage` is not IDLE, sends status 503 first, because the client is sending a
+        request."""
 
 
 class _EvictionQueue:
-    """The connections that wait for their clients (IDLE or SENDING), by stage, longest waiting first."""
+    """The connections that can be evicted: those whose stage is IDLE or SENDING. For each stage, they are in the order
+    in which they reached it."""
 
     __slots__ = ("_by_stage",)
 
@@ -65,7 +70,11 @@ class _EvictionQueue:
             self._by_stage[slot.stage].pop(slot, None)
 
     def first(self) -> _Slot | None:
-        """Returns the connection to evict: the longest idle one, else the one that has been sending longest; None if there is neither."""
+        """Returns the connection to evict: the longest idle one, or if none is idle, the one that has been sending its
+        request longest.
+
+        Returns None if all are processing requests.
+        """
         for slots in self._by_stage.values():
             for slot in slots:
                 return slot
@@ -73,7 +82,7 @@ class _EvictionQueue:
 
 
 class _ClientConnections:
-    """The open connections of one client address whose number is bounded."""
+    """The open connections of one client address: their number, and those of them that can be evicted."""
 
     __slots__ = ("evictable", "open")
 
@@ -83,7 +92,8 @@ class _ClientConnections:
 
 
 class _Slot:
-    """An admitted connection, with its stage and its client."""
+    """An admitted connection with its stage. `client` is None, and `key` is "", if the number of connections from its
+    address is not bounded."""
 
     __slots__ = ("client", "connection", "key", "stage")
 
@@ -99,10 +109,14 @@ def _trusts_none(address: str) -> bool:
 
 
 class Connections:
-    """Admits up to `max_total` connections in total, and up to `per_address` of each address for which `is_trusted` returns false.
+    """Admits up to `max_total` connections in total, and up to `per_address` from each client address.
 
-    At a bound it evicts the longest idle connection, or, if none is idle, the one that has been sending its request longest; at the
-    bound of an address, one of that address. If all are processing requests, it rejects the new connection.
+    Addresses for which `is_trusted` returns true, such as those of proxies, count only in the total. `per_address` is
+    by default 1/ADDRESS_SHARE of `max_total`.
+
+    At a bound, a new connection evicts the longest idle one, or if none is idle, the one that has been sending its
+    request longest. At the bound of an address, only connections from this address can be evicted. If all are
+    processing requests, the new connection is rejected.
     """
 
     def __init__(
@@ -110,7 +124,7 @@ class Connections:
     ) -> None:
         self.max_total = max_total
         self.per_address = per_address or max(1, max_total // ADDRESS_SHARE)
-        # True while the process drains: then each response closes its connection.
+        # True once the process drains. Each further response then closes its connection.
         self.draining = False
         self._is_trusted = is_trusted
         self._by_client: dict[str, _ClientConnections] = {}
@@ -121,7 +135,10 @@ class Connections:
 
     @classmethod
     def within_limits(cls, is_trusted: Callable[[str], bool] = _trusts_none) -> Connections:
-        """Returns bounds derived from this process's limit on open files, and logs them. Leaves descriptors for other uses."""
+        """Returns an object whose `max_total` is derived from this process's limit on open files, and logs its bounds.
+
+        Leaves at least a quarter of the file descriptors for other uses.
+        """
         files = open_files.limit()
         found = cls(open_files.http_connections(files), is_trusted=is_trusted)
         log.info(
@@ -130,7 +147,11 @@ class Connections:
         return found
 
     def admit(self, connection: Connection, address: str) -> bool:
-        """Admits a new connection, evicting another one if needed. Returns false if it is rejected: it may then only request a probe."""
+        """Admits a new connection from the IP address `address` ("" if unknown), and evicts another connection if a
+        bound is reached.
+
+        Returns false if the new connection is rejected. The gateway then serves only the paths of probes on it.
+        """
         bounded = bool(address) and not self._is_trusted(address)
         key = client_key(address) if bounded else ""
         client = self._by_client.get(key) if bounded else None
@@ -154,7 +175,8 @@ class Connections:
     def drain(self) -> None:
         """Makes every further response close its connection, with the header `connection: close`.
 
-        Clients with keep-alive connections would otherwise stay on this process, although the load balancer no longer uses it.
+        Otherwise clients would go on to send requests to this process over keep-alive connections, although the load
+        balancer no longer chooses it.
         """
         self.draining = True
 
@@ -170,7 +192,8 @@ class Connections:
             evictable.add(slot)
 
     def remove(self, connection: Connection) -> None:
-        """Removes a closed connection. Does nothing if it is unknown."""
+        """Removes a closed connection. Does nothing if the connection was neither admitted nor rejected, or is removed
+        already."""
         self._rejected.pop(connection, None)
         slot = self._slots.pop(connection, None)
         if slot is None:

@@ -1,7 +1,8 @@
 """Adds CORS headers (Fetch standard), so that web pages of the origins in the setting `cors_origins` may call the API.
 
-Responses never allow credentials that a browser adds by itself, such as cookies: the API uses none, and a page sends its token in the
-header Authorization. So even `*` lets a page do only what its own token allows.
+Responses never contain the header Access-Control-Allow-Credentials, so browsers send no cookies. The API needs none: a
+page sends its access token in the header Authorization. So even with the origin `*`, a page can only do what its token
+allows.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from gateway_http.problem import HttpError
 from gateway_http.request import Response
 
 ANY_ORIGIN = "*"
-# Request headers that a page may send, beside those that the Fetch standard always allows.
+# Request headers that a page may send, in addition to those that the Fetch standard always allows.
 _ALLOWED = (
     b"authorization, connect-protocol-version, connect-timeout-ms, content-type, idempotency-key, if-none-match, "
     b"traceparent, x-request-id"
 )
-# Response headers that a page may read, beside those that the Fetch standard always exposes.
+# Response headers that a page may read, in addition to those that the Fetch standard always exposes.
 _EXPOSED = (
     b"deprecation, etag, ratelimit, ratelimit-policy, retry-after, traceparent, x-rate-limit-limit, x-rate-limit-remaining, "
     b"x-rate-limit-reset, x-request-id"
 )
-# Seconds for which a browser may cache the response to a preflight; no browser caches it longer than two hours.
+# Seconds for which a browser may cache the response to a preflight: two hours, the longest time that any browser
+# accepts.
 _MAX_AGE_S = b"7200"
 
 _VARY = (b"vary", b"origin")
@@ -37,7 +39,8 @@ class Cors:
         self._origins = frozenset(origin.encode() for origin in origins)
 
     def headers(self, origin: bytes | None) -> tuple[tuple[bytes, bytes], ...]:
-        """Returns the CORS headers of a response, whatever its status. `origin` is the request's header Origin, or None."""
+        """Returns the CORS headers, which every response has. `origin` is the value of the request's header Origin, or
+        None."""
         if self._any:
             return ((b"access-control-allow-origin", b"*"), _EXPOSE)
         if origin is None or origin not in self._origins:
@@ -51,7 +54,10 @@ class Cors:
         return method == "OPTIONS" and b"origin" in headers and b"access-control-request-method" in headers
 
     def preflight(self, origin: bytes, methods: bytes) -> Response:
-        """Returns the response to a preflight for a path whose methods are `methods`, comma-separated. Raises 403 for other origins."""
+        """Returns the response to a preflight. `methods` are the HTTP methods of the requested path, comma-separated.
+
+        Raises HttpError with status 403 if the origin is not allowed.
+        """
         if not self._any and origin not in self._origins:
             raise HttpError(
                 403,

@@ -1,23 +1,25 @@
-"""ETag, If-None-Match and Cache-Control."""
+"""Computes entity tags, compares them with If-None-Match, and defines the values of Cache-Control."""
 
 from __future__ import annotations
 
 import hashlib
 
-# Public responses may be cached for 30 s by a shared cache; private ones must be revalidated each time.
+# Values of Cache-Control. PUBLIC, for reads without a token: any cache may use the response for 30 s. PRIVATE, for
+# reads with a token: only the client may cache it, and must revalidate it before each use. NO_STORE: for writes.
 PUBLIC = b"public, max-age=30, stale-while-revalidate=30"
 PRIVATE = b"private, no-cache"
 NO_STORE = b"no-store"
 
 
 def etag(payload: bytes) -> bytes:
-    """Returns a weak entity tag of the payload: equal payloads have equal tags in every process."""
-    # SHA-1 is the fastest sufficient checksum; an attacker gains nothing from two responses with one tag.
+    """Returns a weak entity tag, computed from the payload alone: processes give equal payloads equal tags."""
+    # SHA-1 is the fastest hash that suffices. An attacker who finds two payloads with the same tag gains nothing.
     return b'W/"' + hashlib.sha1(payload, usedforsecurity=False).hexdigest()[:27].encode() + b'"'
 
 
 def matches(if_none_match: bytes, tag: bytes) -> bool:
-    """Returns whether the header If-None-Match contains `tag`, by weak comparison, or is `*`."""
+    """Returns whether the value of the header If-None-Match is `*` or contains `tag`, by weak comparison (RFC 9110,
+    8.8.3.2)."""
     if if_none_match == tag:
         return True
     if if_none_match.strip() == b"*":

@@ -11,14 +11,16 @@ from services.platform import health
 
 Health = Callable[[], health.Health]
 
-# Paths of the orchestrator's probes. They are served even under overload, because a failed probe gets the process restarted.
+# Paths of the orchestrator's probes. They are served even if the gateway is overloaded, because the orchestrator
+# restarts a process whose liveness probe fails.
 PROBE_PATHS = frozenset({b"/livez", b"/readyz"})
 
 NO_STORE = (b"cache-control", b"no-store")
 
 
 class Livez:
-    """The liveness route. It responds as long as the event loop runs."""
+    """The liveness route. It always responds with 200: a process whose event loop is blocked does not respond at
+    all."""
 
     name = "livez"
     is_probe = True
@@ -29,8 +31,11 @@ class Livez:
 
 
 class Readyz:
-    """The readiness route: the process is ready if each of its services serves. An unreachable peer or a fault makes
-    the process degraded, which is still ready."""
+    """The readiness route. The process is ready if each of its services is SERVING.
+
+    The process is degraded, which is still ready, if a service in another process is not connected, or if a capability
+    of this process is unavailable (a fault).
+    """
 
     name = "readyz"
     is_probe = True
@@ -39,7 +44,12 @@ class Readyz:
         self._read_health = read_health
 
     async def serve(self, request: Request) -> Response:
-        """Returns 200 or 503, with the overall status, the state of each service and of the connection to each peer, and current faults."""
+        """Returns 200 if the process is ready, otherwise 503.
+
+        The body has `status` (ready, degraded or not_ready), `services` (state by name), `peers` (connection state by
+        the name of a service in another process) and `faults` (sentence on the cause, by the name of the unavailable
+        capability).
+        """
         found = self._read_health()
         body = {"status": found.status, "services": dict(found.services), "peers": dict(found.peers)}
         body["faults"] = dict(found.faults)

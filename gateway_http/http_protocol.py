@@ -1,7 +1,8 @@
 """HTTP/1.1 on one connection: uvicorn's httptools protocol, with additional bounds and error responses.
 
-The parser (llhttp) rejects ambiguous requests: two lengths, a length beside chunks, bare line feeds, control characters in values. This
-module adds bounds on headers and on pipelined requests, timeouts for slow clients, and error responses in problem+json.
+The parser (llhttp) rejects ambiguous requests: two values of Content-Length, Content-Length together with
+Transfer-Encoding, line feeds without carriage returns, and control characters in header values. This module adds bounds
+on headers and on pipelined requests, timeouts for slow clients, and error responses in problem+json.
 """
 
 from __future__ import annotations
@@ -21,24 +22,29 @@ from gateway_http.connections import Connections, Stage
 from gateway_http.health_routes import PROBE_PATHS
 from gateway_http.request import BODY_TIMEOUT_S
 
-# Bytes of the request line and all headers. A token has 350 bytes, a query of 100 ids 2 kB.
+# Maximum size in bytes of the request line and all headers of a request; a larger request is rejected with status 431.
+# An access token has 350 bytes, a query of 100 ids 2 kB.
 MAX_HEADER_BYTES = 16 * 1024
+# Maximum number of headers of a request; a request with more is rejected with status 431. Browsers send about 20.
 MAX_HEADERS = 100
-# Seconds from the start of the connection, or from the first byte of a later request, to the end of the request's
-# headers.
+# Maximum number of seconds until the headers of a request are complete, else the request is rejected with status 408.
+# The time begins with the connection, for a later request with its first byte.
 HEADER_TIMEOUT_S = 10.0
-# Seconds for receiving a whole request. It is longer than the application's timeout for the body, so the application
-# has responded by then.
+# Seconds that a body may take, from the end of the headers. After this time the connection is closed if the response
+# was sent; otherwise the time starts again. It is longer than the application's timeout for the body, so that the
+# application has sent its error response (408) by then.
 MESSAGE_TIMEOUT_S = BODY_TIMEOUT_S + 1.0
-# A client that reads less than MIN_WRITE_PROGRESS_BYTES bytes of its response in this time is disconnected. Closing the
-# socket without aborting it would wait until the client reads the rest, possibly forever.
+# A client that reads less than MIN_WRITE_PROGRESS_BYTES of a response in WRITE_TIMEOUT_S seconds is disconnected by
+# aborting the transport. A close without abort would wait until the client has read the rest, possibly forever.
 WRITE_TIMEOUT_S = 30.0
 MIN_WRITE_PROGRESS_BYTES = 16 * 1024
-# Pipelined requests that may wait for the response to the current one.
+# Maximum number of pipelined requests that wait for the response to the current one; if there are more, the connection
+# is closed.
 MAX_PIPELINED = 64
-# Time limit for the headers on a rejected connection, which may only send a probe.
+# HEADER_TIMEOUT_S of a connection that a bound rejected, in seconds. It is short, because such a connection can only
+# request a probe.
 REJECTED_HEADER_TIMEOUT_S = 1.0
-# Time that an evicted connection has to receive its error response.
+# Seconds that an evicted connection has to receive its error response before it is aborted.
 EVICTION_GRACE_S = 1.0
 
 _UNKNOWN_METHOD = re.compile(rb"[A-Z-]{1,32} /")
@@ -75,7 +81,7 @@ OVERLOADED = _error_response(503, "overloaded", "too many connections are open: 
 
 
 class _StopParsingError(Exception):
-    """Raised in a callback of the parser to make it stop."""
+    """Stops the parser, if a callback of the parser raises it."""
 
 
 class _State(enum.Enum):
@@ -85,7 +91,7 @@ class _State(enum.Enum):
 
 
 class _Timer:
-    """Calls `on_timeout` once, some seconds after `start`, unless `stop` comes first."""
+    """Calls `on_timeout` once, after the number of seconds given to `start`. `stop` cancels the call."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_timeout: Callable[[], None]) -> None:
         self._loop = loop
@@ -97,7 +103,7 @@ class _Timer:
         return self._handle is not None
 
     def start(self, seconds: float) -> None:
-        """Starts the timer, or starts it again."""
+        """Starts the timer. If it runs already, it starts from the beginning."""
         self.stop()
         self._handle = self._loop.call_later(seconds, self._expire)
 
@@ -112,20 +118,20 @@ class _Timer:
 
 
 class _WriteTimeout:
-    """Aborts a transport whose client reads less than MIN_WRITE_PROGRESS_BYTES in WRITE_TIMEOUT_S.
+    """Aborts a transport whose client reads less than MIN_WRITE_PROGRESS_BYTES of a response in WRITE_TIMEOUT_S.
 
-    It must run while the transport closes, too: a close waits for a client that does not read.
+    It must also run after `transport.close()`, which waits until the client has read all unsent bytes.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._progress = _Timer(loop, self._check_progress)
         self._abort = _Timer(loop, transport.abort)
-        # The bytes that were unsent when the timeout began.
+        # Number of unsent bytes at the last `start`.
         self._unsent_bytes = 0
 
     def start(self) -> None:
-        """Starts the timeout. Does nothing if it runs, or if the transport will be aborted anyway."""
+        """Starts the timeout. Does nothing if the timeout runs already, or after a call of `abort_after`."""
         if not (self._progress.running or self._abort.running):
             self._unsent_bytes = self._transport.get_write_buffer_size()
             self._progress.start(WRITE_TIMEOUT_S)
@@ -135,7 +141,7 @@ class _WriteTimeout:
         self._abort.stop()
 
     def abort_after(self, seconds: float) -> None:
-        """Aborts the transport after this time, however much the client reads."""
+        """Aborts the transport after `seconds`, even if the client reads."""
         self._progress.stop()
         self._abort.start(seconds)
 
@@ -148,12 +154,14 @@ class _WriteTimeout:
 
 
 class _HeaderBytes:
-    """Counts the bytes of the request line and headers of one request; its methods return whether they exceed MAX_HEADER_BYTES."""
+    """Counts the bytes of the request line and the headers of the current request, to reject it above
+    MAX_HEADER_BYTES."""
 
     def __init__(self) -> None:
         self._began_in_chunk = False
         self._parsed = 0
-        # Bytes of a header field that is incomplete: the parser calls back only for whole fields.
+        # Bytes of the chunks received since the request began. They include a header that is incomplete, which the
+        # parser does not report.
         self._unparsed = 0
 
     def begin_chunk(self) -> None:
@@ -164,19 +172,24 @@ class _HeaderBytes:
         self._parsed = self._unparsed = 0
 
     def exceeds_with_field(self, size: int) -> bool:
-        """Adds a part that the parser reported."""
+        """Adds `size` bytes of a header, or of the request target, that the parser reported. Returns whether the sum
+        exceeds the bound."""
         self._parsed += size
         return self._parsed > MAX_HEADER_BYTES
 
     def exceeds_with_chunk(self, size: int) -> bool:
-        """Adds a chunk at whose end the headers are incomplete. The chunk in which the request began is not counted."""
+        """Adds a chunk of `size` bytes after which the headers are still incomplete. Returns whether the sum exceeds
+        the bound.
+
+        Does not count the chunk in which the request began, because it may contain the end of an earlier request.
+        """
         if not self._began_in_chunk:
             self._unparsed += size
         return self._unparsed > MAX_HEADER_BYTES
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """One HTTP/1.1 connection. `_state` is the part of the message that the parser expects next."""
+    """One HTTP/1.1 connection. `_state` is the part of a request that the parser expects next."""
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(**options)
@@ -184,7 +197,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._rejected = False
         self._stage = Stage.IDLE
         self._state = _State.BETWEEN_MESSAGES
-        # The response to send if the parser stops in the current message.
+        # The response that is sent if the parser stops while it parses the current request.
         self._parse_error = BAD_REQUEST
         self._header_bytes = _HeaderBytes()
         self._is_closed = False
@@ -199,17 +212,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._start_read_timer(REJECTED_HEADER_TIMEOUT_S if self._rejected else HEADER_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancels the timers and removes the connection from the open ones."""
+        """Removes this connection from the open ones and stops its timers."""
         self._connections.remove(self)
         self._read_timer.stop()
         self._write_timeout.stop()
         super().connection_lost(exc)
 
     def evict(self, stage: Stage) -> None:
-        """Closes this connection in favour of a new one; sends 503 first if `stage` is not IDLE."""
+        """Closes this connection, so that a new one can be admitted. If `stage` is not IDLE, sends status 503 first."""
         if self.transport.get_write_buffer_size():
-            # The client does not read its response, so it would not receive an error response either, and waiting for
-            # the client would keep the file descriptor open.
+            # The client does not read its response, so it would not read an error response either. Waiting for the
+            # client would keep the file descriptor open.
             self.transport.abort()
             return
         if stage is Stage.IDLE:
@@ -221,36 +234,38 @@ class BoundedProtocol(HttpToolsProtocol):
         self._write_timeout.abort_after(EVICTION_GRACE_S)
 
     def pause_writing(self) -> None:
-        """Starts the write timeout: the client reads more slowly than the response is written."""
+        """Starts the write timeout, because the client reads more slowly than the response is written."""
         super().pause_writing()
         self._write_timeout.start()
 
     def resume_writing(self) -> None:
-        """Stops the write timeout: the client has caught up."""
+        """Stops the write timeout, because the client has read most of what was written."""
         if not self.transport.is_closing():
             self._write_timeout.stop()
         super().resume_writing()
 
     def timeout_keep_alive_handler(self) -> None:
-        """Closes a connection that was idle for KEEP_ALIVE_S of `server`."""
+        """Closes the connection, because it was idle for `server.KEEP_ALIVE_S` seconds."""
         super().timeout_keep_alive_handler()
         self._write_timeout.start()
 
     def shutdown(self) -> None:
-        """Closes the connection, after the current response if there is one."""
+        """Closes the connection, after the response if a request is being processed."""
         super().shutdown()
         self._write_timeout.start()
 
     def data_received(self, data: bytes) -> None:
-        """Feeds the parser, and starts a timeout for an incomplete message."""
-        # Bytes may still arrive after this side has ended the connection.
+        """Passes received bytes to the parser. Starts a timeout if the request is incomplete, and rejects an invalid
+        one."""
+        # Bytes may still arrive after the gateway has closed its side of the connection.
         if self._is_closed or self.transport.is_closing():
             return
         self._header_bytes.begin_chunk()
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # No upgrade is supported: the request is served as if it asked for none, and the connection then ends.
+            # The gateway supports no protocol upgrade. It serves the request as if the header Upgrade were missing, and
+            # then closes the connection.
             self._end_after_response()
         except httptools.HttpParserInvalidMethodError:
             self._reject(BAD_METHOD if _UNKNOWN_METHOD.match(data) else BAD_REQUEST)
@@ -262,7 +277,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _check_incomplete(self, received: int) -> None:
         if self._state is _State.BETWEEN_MESSAGES:
-            # Blank lines before a request do not start it, so its timeout goes on.
+            # An idle connection may receive blank lines before a request. They do not start the request, so the header
+            # timeout goes on.
             if self._is_responding():
                 self._unset_keepalive_if_required()
                 self._read_timer.stop()
@@ -275,23 +291,27 @@ class BoundedProtocol(HttpToolsProtocol):
             self._start_read_timer(HEADER_TIMEOUT_S if self._state is _State.HEADERS else MESSAGE_TIMEOUT_S)
 
     def on_message_begin(self) -> None:
-        """Handles the first byte of a request."""
+        """Starts to count header bytes: the parser has found the first byte of a request."""
         super().on_message_begin()
         self._state = _State.HEADERS
         self._header_bytes.begin_message()
 
     def on_url(self, url: bytes) -> None:
-        """Handles a piece of the request target."""
+        """Adds a part of the request target. Stops the parser if the request line and headers are too large."""
         self._count_header_bytes(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Handles one header field."""
+        """Adds a header to the request. Stops the parser if the headers are too large or too many."""
         self._count_header_bytes(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Handles the end of the headers: passes the request to the application."""
+        """Passes the request to the application, which reads the body while it arrives.
+
+        Stops the parser for an HTTP version other than 1.0 and 1.1, for too many pipelined requests, and on a rejected
+        connection for every path that is not a probe.
+        """
         if self.parser.get_http_version() not in ("1.1", "1.0") or len(self.pipeline) >= MAX_PIPELINED:
             raise _StopParsingError
         if self._rejected and self.url not in PROBE_PATHS:
@@ -303,12 +323,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        """Handles the last byte of a request."""
+        """Notifies the application that the body is complete."""
         super().on_message_complete()
         self._state = _State.BETWEEN_MESSAGES
 
     def on_response_complete(self) -> None:
-        """Handles the end of a response: it is written, but the client may not have received it."""
+        """Starts the write timeout if the connection closes after this response: the client may not have read it
+        yet."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._write_timeout.start()
@@ -318,7 +339,7 @@ class BoundedProtocol(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _update_stage(self) -> None:
-        """Reports the stage of this connection, which decides whether it can be evicted."""
+        """Reports a changed stage to `Connections`, which evicts connections by their stage."""
         if self._state is _State.BETWEEN_MESSAGES:
             stage = Stage.WORKING if self._is_responding() else Stage.IDLE
         elif self._is_responding() and (self._state is _State.HEADERS or self.pipeline or self.cycle.response_started):
@@ -335,13 +356,18 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _StopParsingError
 
     def _reject(self, response: bytes) -> None:
-        """Sends `response` and closes. If an earlier request is still being processed, sends its response instead, then closes."""
+        """Rejects the request that is being received: sends `response` and closes the connection.
+
+        If an earlier request is still being processed, its response is sent and the connection is closed without
+        `response`, because responses must be in the order of the requests.
+        """
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self._state is not _State.BODY:
                 self._end_after_response()
                 return
-            # The current request is the malformed one: tell the application that the rest of its body will not arrive.
+            # The application is already processing the rejected request, so it is notified that the rest of the body
+            # will not arrive.
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started or self.pipeline:
@@ -367,7 +393,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._state is _State.HEADERS:
             self._reject(TOO_SLOW)
         elif self.cycle is None or self.cycle.response_complete:
-            # There is no request, or its response was sent long ago and only the rest of its body is late.
+            # No request has begun, or the response was sent before the whole body had arrived. So no response is due.
             self._is_closed = True
             self.transport.close()
             self._write_timeout.start()

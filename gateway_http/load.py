@@ -1,4 +1,5 @@
-"""Counts the active requests of the gateway, and rejects new ones above a bound."""
+"""Counts the requests that the gateway is processing and the bytes of their large bodies, and rejects requests above a
+bound."""
 
 from __future__ import annotations
 
@@ -7,15 +8,16 @@ from types import TracebackType
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# The most active requests. With more, each would only wait longer; a rejection costs 20 µs and contains the time after
-# which the client may retry.
+# Maximum number of active requests; further ones are rejected with UNAVAILABLE (OVERLOADED). With more, each request
+# would only wait longer. A rejection costs 20 µs.
 MAX_ACTIVE = 1_000
-# Bytes of large bodies in memory at once. One has up to 1 MiB, and each of some thousand connections may send one.
+# Maximum number of bytes of large bodies in memory; further ones are rejected with UNAVAILABLE (OVERLOADED). A body has
+# up to 1 MiB, and each of some thousand connections can send one at the same time.
 MAX_LARGE_BYTES = 64 << 20
 
 
 class _ClientWait:
-    """Context manager that does not count one request as active while it waits for its client."""
+    """Context manager around a wait for bytes from a client: the request is not counted as active meanwhile."""
 
     __slots__ = ("_load",)
 
@@ -34,8 +36,8 @@ class _ClientWait:
 class Load:
     """Counts active requests; enter `with load:` around each.
 
-    A request that waits for bytes of its client is not active: enter `with load.waiting:` around each such wait. Otherwise a thousand
-    clients that stop sending would lock out all others.
+    A request that waits for bytes from its client is not active: enter `with load.waiting_for_client:` around each
+    wait. Otherwise a thousand clients that stop sending would lock out all others.
     """
 
     __slots__ = ("active", "large_bytes", "waiting_for_client")
@@ -54,14 +56,16 @@ class Load:
         self.active -= 1
 
     def check(self) -> None:
-        """Raises UNAVAILABLE (OVERLOADED) if more than MAX_ACTIVE requests are active, the caller's included."""
+        """Raises UNAVAILABLE (OVERLOADED) if more than MAX_ACTIVE requests are active. The request that calls this is
+        one of them."""
         if self.active > MAX_ACTIVE:
             raise errors.unavailable(
                 "the server is processing too many requests: retry later", reason=Reason.OVERLOADED
             )
 
     def reserve(self, large_bytes: int) -> None:
-        """Reserves memory for bytes of a large body. Raises UNAVAILABLE (OVERLOADED), and reserves nothing, above MAX_LARGE_BYTES."""
+        """Adds bytes of a large body to the bytes in memory. Raises UNAVAILABLE (OVERLOADED), and adds nothing, if the
+        sum would exceed MAX_LARGE_BYTES."""
         if self.large_bytes + large_bytes > MAX_LARGE_BYTES:
             raise errors.unavailable(
                 "the server is receiving too many large requests: retry later", reason=Reason.OVERLOADED
@@ -69,5 +73,5 @@ class Load:
         self.large_bytes += large_bytes
 
     def release(self, large_bytes: int) -> None:
-        """Releases bytes that `reserve` reserved."""
+        """Subtracts bytes that `reserve` added."""
         self.large_bytes -= large_bytes

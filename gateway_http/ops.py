@@ -1,7 +1,7 @@
 """The ops port of a process: serves liveness, readiness and metrics over plain HTTP to orchestrators and monitoring.
 
-Every process has one. It is separate from the public port, so probes succeed while that is overloaded, and clients outside the mesh
-cannot request metrics, which are expensive to render.
+Every process has an ops port. It is separate from the public port, so that probes succeed while the public port is
+overloaded, and so that clients outside the mesh cannot request metrics, which take tens of milliseconds to render.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from gateway_http.request import Receive, Request, Response, Route, Scope, Send
 from services.platform.rpc.client_address import NO_PROXIES
 from services.platform.rpc.context import Call, current_call
 
-# Metrics are rendered at most once in so many seconds, whatever the number of scrapers; each scrapes every 15 s or so.
+# Seconds for which rendered metrics are cached, so that several scrapers cost as much as one. A scraper reads metrics
+# about every 15 s.
 METRICS_MAX_AGE_S = 1.0
 
 
@@ -48,7 +49,8 @@ class Metrics:
 
 
 class Ops:
-    """ASGI application with the routes /livez, /readyz and /metrics; 404 for other paths, 405 for methods other than GET and HEAD."""
+    """ASGI application with the routes /livez, /readyz and /metrics. Other paths are 404; methods other than GET and
+    HEAD are 405."""
 
     def __init__(self, health: Health) -> None:
         self._load = Load()

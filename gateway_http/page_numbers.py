@@ -1,4 +1,5 @@
-"""Serves numbered pages by following cursors from the first page. Deprecated; for clients that cannot use cursors."""
+"""Serves pages by number, for clients that cannot use cursors. Deprecated: it reads all earlier pages, from the first
+one by cursors."""
 
 from __future__ import annotations
 
@@ -11,24 +12,27 @@ from services.platform.pagination.page_size import MAX_PAGE_SIZE, page_size_of
 from services.platform.rpc import errors
 from services.platform.rpc.contract import Method
 
-# Entries that may be skipped: more than twice the length of a stored home timeline. Deeper pages need a cursor.
+# Maximum number of items before the requested page; deeper pages are rejected with INVALID_ARGUMENT. It is more than
+# twice the length of a stored home timeline (800).
 MAX_SKIPPED = 2_000
-# Calls that skipping may take, each for the largest page: twice the minimum, because filters may shorten pages.
+# Maximum number of calls for one numbered page: twice as many as full pages would need, because services may return
+# shorter pages. Beyond it the request fails with DEADLINE_EXCEEDED.
 MAX_CALLS = 2 * MAX_SKIPPED // MAX_PAGE_SIZE
 
-# RFC 9745: deprecated since the first release (2026-11-21).
+# The header of each numbered page (RFC 9745): deprecated since the first release (2026-11-21, in Unix seconds).
 DEPRECATION = (b"deprecation", b"@1795219200")
 
 ListCall = Callable[[Any], Awaitable[Any]]
 
 
 class NumberedPages:
-    """Fetches the n-th page of one list method."""
+    """Fetches pages of one list method by number."""
 
     __slots__ = ("_items", "_wire_response")
 
     def __init__(self, method: Method) -> None:
-        """Raises TypeError unless the request has `cursor` and `page_size` and the response has one list and `next_cursor`."""
+        """Raises TypeError if the request lacks `cursor` or `page_size`, or if the response lacks `next_cursor` or has
+        not exactly one list."""
         response = method.response.DESCRIPTOR
         lists = [field for field in response.fields if field.is_repeated]
         wanted = {"cursor", "page_size"} <= set(method.request.DESCRIPTOR.fields_by_name)
@@ -38,9 +42,13 @@ class NumberedPages:
         self._items = method.wire_response.DESCRIPTOR.fields_by_number[lists[0].number].name
 
     async def fetch(self, call: ListCall, request: Any, page: int) -> Any:
-        """Returns the 1-based `page`. It is empty past the end of the list, and empty with `partial` set if an earlier page was partial.
+        """Returns the page with the 1-based number `page`, each page having `request.page_size` items. `call` calls the
+        list method.
 
-        Raises INVALID_ARGUMENT if more than MAX_SKIPPED entries come before it, DEADLINE_EXCEEDED after MAX_CALLS calls.
+        Returns an empty page if the list ends before the page. If an earlier page was partial (some of its items could
+        not be read), the returned page is empty and partial too, because the number of items before it is unknown.
+        Raises INVALID_ARGUMENT if more than MAX_SKIPPED items come before the page, DEADLINE_EXCEEDED if MAX_CALLS
+        calls do not reach it.
         """
         size = page_size_of(request)
         left = (page - 1) * size

@@ -21,7 +21,8 @@ log = structlog.get_logger()
 Headers = Sequence[tuple[bytes, bytes]]
 
 CONTENT_TYPE = b"application/problem+json"
-# Characters of the path that a problem repeats; no route is longer.
+# Maximum number of characters of the requested path that an error response repeats; a longer path is truncated. No
+# route is longer.
 MAX_INSTANCE = 256
 # nginx's status for a client that disconnected; HTTP defines none.
 CLIENT_CLOSED_REQUEST = 499
@@ -45,17 +46,19 @@ STATUS_OF: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.DATA_LOSS: 500,
 }
 
-# Responses with these statuses carry Retry-After.
+# Statuses of responses that have the header Retry-After.
 _WITH_RETRY_AFTER = frozenset({429, 503})
-# Prefix of the messages of `errors.internal`. Any other message of an INTERNAL error may come from a library, so it is only logged.
+# Prefix of the messages that `errors.internal` writes. Any other message of an INTERNAL error may come from a library
+# and reveal details, so it is logged and not sent to the client.
 _OWN_INTERNAL = "internal error "
 
 
 @dataclass(slots=True)
 class HttpError(Exception):
-    """An error with an HTTP status. It is raised for errors that no gRPC status describes: 405, 408, 413 and 415.
+    """An error with an HTTP status, for errors that no gRPC status describes, such as 405, 408, 413 and 415.
 
-    `code` is the machine-readable code in the body, `detail` the sentence for people.
+    `code` is the machine-readable code in the response body, `detail` a sentence for people. `headers` are added to the
+    response.
     """
 
     status: int
@@ -78,15 +81,20 @@ class Problem:
 
 
 def to_http_error(error: BaseException) -> tuple[HttpError, float | None]:
-    """Returns the error with its HTTP status, and the seconds for Retry-After, or None if a retry would not help."""
+    """Returns the error as an HttpError, and the seconds for the header Retry-After, or None if a retry would not help.
+
+    Any exception is accepted. An unexpected one is logged and becomes status 500.
+    """
     if isinstance(error, HttpError):
         return error, None
     return with_http_status(to_public_error(error))
 
 
 def with_http_status(error: RoostError) -> tuple[HttpError, float | None]:
-    """Returns the error, which a client may see, with its HTTP status, and the seconds for Retry-After, or None if a
-    retry would not help."""
+    """Returns the error as an HttpError, and the seconds for the header Retry-After, or None if a retry would not help.
+
+    The client receives the message of `error`, so pass a result of `to_public_error`.
+    """
     status = STATUS_OF[error.code]
     retry_after = error.retry_after_s
     if retry_after is None and status in _WITH_RETRY_AFTER:
@@ -95,9 +103,11 @@ def with_http_status(error: RoostError) -> tuple[HttpError, float | None]:
 
 
 def to_public_error(error: BaseException) -> RoostError:
-    """Returns the error that a client may see. Logs an unexpected exception under a random id and returns INTERNAL with only this id.
+    """Returns the error whose code and message a client may receive.
 
-    Logs the notes of an error, which a client may not see. Log lines take the request id and the trace id from the current call.
+    A RoostError, or the error of a gRPC call, is returned; its notes (details for operators) are only logged. Any other
+    exception, and an INTERNAL error with a message of a library, is logged with a random id; the returned INTERNAL
+    error contains only this id.
     """
     if isinstance(error, grpc.aio.AioRpcError):
         error = errors.from_rpc(error)
@@ -115,7 +125,8 @@ def _hides_text(error: RoostError) -> bool:
 
 
 def problem(error: BaseException, *, instance: str, trace_id: str = "") -> Problem:
-    """Renders the error as problem+json. `instance` is the requested path; it is cut at MAX_INSTANCE characters."""
+    """Renders the error as problem+json. `instance` is the requested path; it is truncated to MAX_INSTANCE
+    characters."""
     http_error, retry_after = to_http_error(error)
     headers = [(b"content-type", CONTENT_TYPE), *error_headers(http_error, retry_after)]
     body = {
@@ -132,7 +143,10 @@ def problem(error: BaseException, *, instance: str, trace_id: str = "") -> Probl
 
 
 def error_headers(http_error: HttpError, retry_after: float | None) -> list[tuple[bytes, bytes]]:
-    """Returns the headers of an error response, except those that describe its body."""
+    """Returns the headers of an error response, except content-type and content-length.
+
+    `retry_after` is in seconds and is rounded up; None leaves the header Retry-After out.
+    """
     headers = [(b"cache-control", b"no-store"), *http_error.headers]
     if retry_after is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(retry_after))).encode()))
@@ -145,7 +159,7 @@ def _dumps(body: dict[str, object]) -> bytes:
     try:
         return orjson.dumps(body)
     except TypeError:
-        # A message may quote input of the client that contains a lone surrogate, which orjson refuses.
+        # A message may quote input of the client that contains a lone surrogate, which orjson rejects.
         texts = {
             key: value.encode("utf-8", "replace").decode() for key, value in body.items() if isinstance(value, str)
         }

@@ -1,4 +1,4 @@
-"""Renders the state of a rate limit as HTTP headers; `services.platform.rpc.rate_limits` counts the requests."""
+"""Renders the state of a rate limit as HTTP headers. `services.platform.rpc.rate_limits` counts the requests."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from services.platform.rpc.rate_limits import Verdict
 
 
 def headers(verdict: Verdict, unix_now: float) -> Headers:
-    """Returns `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) and the `X-Rate-Limit-*` headers of X.
+    """Returns the headers `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers) and
+    `X-Rate-Limit-*` (as in the API of X).
 
-    `unix_now` is in seconds. `Retry-After` is not among them: `problem` adds it to the response of a rejected request.
+    `verdict` is the result of counting the request. `unix_now` is in Unix seconds. The header `Retry-After` is not
+    returned: `problem.error_headers` adds it to the response if the request is rejected.
     """
     bucket = verdict.bucket
     reset = math.ceil(verdict.reset_s)

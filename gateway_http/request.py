@@ -1,4 +1,5 @@
-"""The types that the application and its routes exchange: a request, a response, and the protocol of a route."""
+"""Defines the types that the application and its routes exchange: a request, a response, and the interface of a
+route."""
 
 from __future__ import annotations
 
@@ -17,19 +18,23 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-# The largest JSON body in bytes. A tweet has at most 4 kB; no request of the API comes near this.
+# Maximum size of a JSON body in bytes; a larger one is rejected with status 413. The largest requests of the API have a
+# few kilobytes: a tweet has at most 4 kB.
 MAX_BODY_BYTES = 64 * 1024
-# Time limit for receiving the whole body. The largest body then needs 6.5 kB/s.
+# Maximum number of seconds for receiving a body, else the request is rejected with status 408. A body of MAX_BODY_BYTES
+# must arrive at 6.5 kB/s or faster.
 BODY_TIMEOUT_S = 10.0
 
 JSON_CONTENT_TYPE = (b"content-type", b"application/json")
-# A browser must neither guess another content type nor execute anything in a JSON response.
+# Headers that forbid a browser to guess another content type than the declared one, and to execute anything in the
+# response.
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
 
-# Headers that must not be repeated. If one is, a proxy and the gateway may use different values (request smuggling).
+# Headers that must not be repeated. If a header is repeated, a proxy and the gateway may use different values of it
+# (request smuggling).
 SINGLETON_HEADERS = frozenset(
     {
         b"authorization",
@@ -44,7 +49,8 @@ SINGLETON_HEADERS = frozenset(
     }
 )
 
-# Host and port by RFC 3986. A client whose URL has no host sends an empty value.
+# The syntax of the header Host: host and optional port by RFC 3986. A client whose URL has no host sends an empty
+# value.
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?").fullmatch
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}").fullmatch
 # W3C trace context; an all-zero trace or span id is not valid.
@@ -52,14 +58,15 @@ _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection before it had sent the whole request; no response can be delivered."""
+    """The client closed the connection before it had sent the whole request, so no response can be sent."""
 
 
 class Request:
-    """One HTTP request. `response_headers` are added to its response, whatever the status.
+    """One HTTP request. `response_headers` are added to its response, also to an error response.
 
-    `raw_path` is the path still percent-encoded; `path_values` are the decoded path variables, set by the router. `request_id` and
-    `traceparent` come from the client's headers if those are valid, and are random otherwise.
+    `raw_path` is the path, percent-encoded as received. `path_values` are the decoded values of the path variables; the
+    application sets them after it has matched a route. `request_id` and `traceparent` are the values of the client's
+    headers; if a header is missing or malformed, a random value replaces it.
     """
 
     __slots__ = (
@@ -84,16 +91,17 @@ class Request:
         self.raw_path: bytes = scope.get("raw_path") or scope["path"].encode()
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.path_values: Sequence[str] = ()
-        # The client's IP address, "" if unknown. Rate limits count by it.
+        # The client's IP address, "" if unknown. Rate limits count requests per address.
         self.address = self._address(proxies)
-        # The user id of the access token, for the log. 0 until the token is verified, or if the request has no token.
+        # The user id of the access token, for the log. It is 0 until the token is verified, and if the request has no
+        # token.
         self.user_id = 0
         traceparent = self.headers.get(b"traceparent", b"")
         if _TRACEPARENT(traceparent):
             self.traceparent = traceparent.decode()
             self.trace_id = self.traceparent[3:35]
         else:
-            # These ids only correlate log lines, so a non-cryptographic random is enough.
+            # Trace ids only correlate log lines, so they need not be cryptographically random.
             digits = f"{random.getrandbits(192):048x}"
             self.trace_id = digits[:32]
             self.traceparent = f"00-{self.trace_id}-{digits[32:]}-01"
@@ -106,7 +114,7 @@ class Request:
 
     @property
     def path(self) -> str:
-        """Returns the requested path, still percent-encoded."""
+        """Returns the requested path, percent-encoded as received."""
         return self.raw_path.decode("ascii", "replace")
 
     def _address(self, proxies: TrustedProxies) -> str:
@@ -114,12 +122,13 @@ class Request:
         peer: str = client[0] if client else ""
         if b"x-forwarded-for" not in self.headers:
             return peer
-        # Proxies may add separate header lines instead of extending one.
+        # Each proxy may append its value to the header or send the header again, so all its lines are read.
         lines = [value.decode("latin-1") for name, value in self.scope["headers"] if name == b"x-forwarded-for"]
         return proxies.client(peer, lines)
 
     def check_headers(self) -> None:
-        """Raises 400 if a header of SINGLETON_HEADERS is repeated, or if an HTTP/1.1 request has no valid Host (RFC 9112, 3.2)."""
+        """Raises HttpError with status 400 if a header of SINGLETON_HEADERS is repeated, if the header Host is
+        malformed, or if it is missing in an HTTP/1.1 request (RFC 9112, 3.2)."""
         host = self.headers.get(b"host")
         if host is None:
             if self.scope.get("http_version") == "1.1":
@@ -137,17 +146,18 @@ class Request:
             seen.add(name)
 
     def has_body(self) -> bool:
-        """Returns whether the headers announce a body, of any length."""
+        """Returns whether the headers announce a body: Transfer-Encoding, or a Content-Length other than 0."""
         return b"transfer-encoding" in self.headers or self.headers.get(b"content-length", b"0") != b"0"
 
     async def read_body(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
         """Returns the whole body.
 
-        Raises 413 as soon as it exceeds `max_bytes`; 408 if it takes more than BODY_TIMEOUT_S; UNAVAILABLE if the gateway is overloaded
-        when the body is complete; ClientGoneError if the client disconnects.
+        Raises HttpError with status 413 as soon as the body exceeds `max_bytes`, and with 408 if the body takes longer
+        than BODY_TIMEOUT_S. Raises UNAVAILABLE (OVERLOADED) if the gateway has no memory for a large body, or processes
+        too many requests when the body is complete. Raises ClientGoneError if the client disconnects.
         """
         length = self.headers.get(b"content-length", b"0")
-        # More than 18 digits are too large in any case, and int() would be slow on a long text.
+        # A number of more than 18 digits always exceeds `max_bytes`, and int() is slow for very many digits.
         if len(length) > 18 or (length.isdigit() and int(length) > max_bytes):
             raise _too_large(max_bytes)
         try:
@@ -160,7 +170,7 @@ class Request:
                 f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s",
                 ((b"connection", b"close"),),
             ) from None
-        # Requests that wait for their bodies are not counted, so thousands may have become active at once.
+        # A request that waits for its body does not count as active, so thousands may become active at the same time.
         self._load.check()
         return body
 
@@ -191,7 +201,8 @@ def _too_large(max_bytes: int) -> HttpError:
 
 
 class Response:
-    """An HTTP response; the application adds content-length. If `compressible`, the body may be sent gzipped."""
+    """An HTTP response. The application adds the header content-length. If `compressible` is true, it sends the body
+    gzipped to clients that accept gzip."""
 
     __slots__ = ("_gzipped", "body", "compressible", "headers", "status")
 
@@ -205,7 +216,11 @@ class Response:
         self._gzipped: bytes | None = None
 
     def gzipped(self) -> bytes:
-        """Returns the gzipped body. Caches it if it is at most half as large as the body, because a cached response is sent many times."""
+        """Returns the gzipped body. Keeps it for further calls if it is at most half as large as the body.
+
+        The response cache sends a response many times. The bound limits the memory of a cached response to 1.5 times
+        its body.
+        """
         if self._gzipped is not None:
             return self._gzipped
         found = gzipped(self.body)
@@ -215,11 +230,12 @@ class Response:
 
 
 class Route(Protocol):
-    """Serves the requests of one route."""
+    """Serves the requests of one route. `name` is its label in metrics and logs."""
 
     name: str
-    # True for liveness, readiness and metrics: these are served even if the gateway is overloaded.
+    # True for the routes of liveness, readiness and metrics, which are served even if the gateway is overloaded.
     is_probe: bool
 
     async def serve(self, request: Request) -> Response:
-        """Returns the response. Raises RoostError or Refusal, which the application renders as problem+json."""
+        """Returns the response. The application renders exceptions as problem+json, such as RoostError and
+        HttpError."""

@@ -1,6 +1,7 @@
-"""Caches responses together with the set of keys that they were computed from.
+"""Caches each response together with its read set: the keys of all data that the calls for the response read.
 
-`services.platform.caching.read_tracking` records these keys; a cached response is valid until one of them changes.
+`services.platform.caching.read_tracking` records read sets. A cached response is valid until a key in its read set
+changes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from gateway_http.request import Response
 from services.platform.caching.generational import GenerationalCache
 from services.platform.caching.read_tracking import ReadSet
 
-# Bytes in each of two generations: some 1,400 pages of a home timeline. The old generation is evicted when the young one is full.
+# Maximum size in bytes of each of the two generations of the cache: some 1,400 pages of a home timeline. If the young
+# generation is full, the old one is evicted.
 MAX_BYTES = 32 * 1024 * 1024
-# Memory of an entry beside its body: the read set, the headers and the dictionary entries.
+# Estimated memory in bytes of a cached response in addition to its body: read set, headers and dictionary entries.
 OVERHEAD_BYTES = 4 * 1024
-# Larger responses are not cached: one would evict hundreds. No page of the API is larger.
+# Maximum size in bytes of a response body that is cached, so that one response does not evict hundreds of others. No
+# page of the API is larger.
 MAX_BODY_BYTES = 256 * 1024
 
 CacheKey = tuple[int, bytes, bytes]
@@ -33,13 +36,14 @@ class _Entry(NamedTuple):
 
 
 class ResponseCache:
-    """Responses of status 200 by (user id, raw path, query string), at most 2 * `max_bytes` of them."""
+    """Caches responses with status 200 by user id, raw path and query string. Holds at most 2 * `max_bytes` bytes."""
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         self._cache: GenerationalCache[CacheKey, _Entry] = GenerationalCache(max_bytes, _size)
 
     def get(self, key: CacheKey) -> tuple[Response, bytes] | None:
-        """Returns the cached response and its entity tag; None if there is none, or if a key that it was computed from has changed."""
+        """Returns the cached response and its entity tag; None if none is cached, or if a key in its read set has
+        changed."""
         entry = self._cache.get(key)
         if entry is None:
             _miss.inc()
@@ -52,11 +56,12 @@ class ResponseCache:
         return entry.response, entry.tag
 
     def store(self, key: CacheKey, response: Response, tag: bytes, read_set: ReadSet) -> None:
-        """Caches a response. Does nothing if a key in `read_set`, the keys it was computed from, has changed already."""
+        """Caches a response and its entity tag. Does nothing if the body is larger than MAX_BODY_BYTES, or if a key in
+        `read_set` has changed already."""
         if len(response.body) <= MAX_BODY_BYTES and read_set.is_current():
             self._cache.put(key, _Entry(response, tag, read_set))
 
 
 def _size(entry: _Entry) -> int:
-    # The response also caches its gzipped body if that is at most half as large.
+    # A response keeps its gzipped body too if the gzipped body is at most half as large as the body.
     return len(entry.response.body) * 3 // 2 + OVERHEAD_BYTES

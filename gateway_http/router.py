@@ -1,7 +1,8 @@
-"""Matches requests to routes by a tree of path segments, compiled once from the HTTP annotations of the protos.
+"""Matches requests to routes by a tree of path segments, built once from the HTTP annotations of the protos.
 
-A literal segment takes precedence over a variable (`/tweets/following` over `/tweets/{tweet_id}`). The path is split before its segments
-are decoded, so an encoded slash stays inside its segment. An empty segment matches nothing, so `//` and a trailing slash are 404.
+A literal segment takes precedence over a variable (`/tweets/following` over `/tweets/{tweet_id}`). The path is split at
+slashes before its segments are decoded, so an encoded slash (`%2F`) is part of its segment. An empty segment matches no
+variable, so paths with `//` or a trailing slash are NOT_FOUND.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """One HTTP binding of a method, as in google.api.http: `body` is "" (none), "*" (the whole request) or a field's name.
+    """One HTTP binding of an RPC, as in google.api.http: an HTTP method and a path template such as
+    `/v1/tweets/{tweet_id}`.
 
-    `response_body` is "" (the whole response) or a field's name.
+    `body` names the request field that the HTTP body contains, "*" for the whole request, "" for none. `response_body`
+    names the response field that is returned, "" for the whole response.
     """
 
     http_method: str
@@ -39,11 +42,12 @@ class Binding:
     response_body: str = ""
 
     def segments(self) -> list[str | None]:
-        """Returns the template's segments, None for a variable. Raises ValueError for syntax that this router does not support."""
+        """Returns the segments of the template in order, None for a variable. Raises ValueError for syntax that this
+        router does not support."""
         return [None if variable else literal for literal, variable in self._parts()]
 
     def variables(self) -> tuple[str, ...]:
-        """Returns the names of the fields that the path variables set, in the order of the path."""
+        """Returns the names of the request fields that the path variables set, in the order of the path."""
         return tuple(variable for _, variable in self._parts() if variable)
 
     def _parts(self) -> list[tuple[str, str]]:
@@ -63,7 +67,7 @@ class Binding:
 
 
 def bindings(method: Method) -> list[Binding]:
-    """Returns the method's HTTP bindings, the primary one first; an empty list if it has none."""
+    """Returns the HTTP bindings of the RPC, the primary one first; an empty list if it has none."""
     options = method.descriptor.GetOptions()
     if not options.HasExtension(annotations_pb2.http):
         return []
@@ -89,12 +93,14 @@ class _Node(Generic[T]):
 
 
 class Router(Generic[T]):
-    """Matches requests to targets. Immutable once constructed."""
+    """Maps an HTTP method and a path to a target, for example a route. Immutable after construction."""
 
     def __init__(self, entries: Iterable[tuple[Binding, T]]) -> None:
-        """Raises ValueError if two entries have the same HTTP method and path."""
+        """Raises ValueError if two entries have the same HTTP method and path, or if a template's syntax is not
+        supported."""
         self._root: _Node[T] = _Node()
-        # Paths without variables, which include the most frequent ones, are found by one look-up.
+        # Paths without variables, by path. They include the most frequently requested paths, and one look-up finds
+        # them.
         self._static: dict[bytes, _Node[T]] = {}
         self._depth = 0
         for binding, target in entries:
@@ -125,9 +131,10 @@ class Router(Generic[T]):
             self._finish(child)
 
     def match(self, http_method: str, raw_path: bytes) -> tuple[T, Sequence[str]]:
-        """Returns the target and the decoded values of its path variables. `raw_path` is still percent-encoded.
+        """Returns the target and the decoded values of its path variables. `raw_path` is percent-encoded, as received.
 
-        Raises NOT_FOUND, INVALID_ARGUMENT if the encoding is invalid, or 405 with the header Allow.
+        Raises NOT_FOUND if no target has the path, INVALID_ARGUMENT if the encoding of the path is invalid, and
+        HttpError with status 405 and the header Allow if the path does not support the HTTP method.
         """
         node, values = self._find(raw_path)
         target = node.targets.get(http_method)
@@ -141,7 +148,10 @@ class Router(Generic[T]):
         return target, values
 
     def allowed(self, raw_path: bytes) -> bytes:
-        """Returns the HTTP methods of a path, comma-separated. Raises NOT_FOUND, or INVALID_ARGUMENT if its encoding is invalid."""
+        """Returns the HTTP methods that a path supports, comma-separated.
+
+        Raises NOT_FOUND if no target has the path, INVALID_ARGUMENT if the encoding of the path is invalid.
+        """
         return self._find(raw_path)[0].allow
 
     def _find(self, raw_path: bytes) -> tuple[_Node[T], Sequence[str]]:
@@ -179,9 +189,9 @@ def _walk(node: _Node[T], segments: Sequence[str], index: int, values: list[str]
 
 
 def decode_component(raw: bytes) -> str:
-    """Returns a percent-encoded path segment as text.
+    """Returns the text of a percent-encoded path segment.
 
-    Raises INVALID_ARGUMENT for an invalid escape, bytes that are not UTF-8, and control characters.
+    Raises INVALID_ARGUMENT for an invalid percent escape, bytes that are not UTF-8, and control characters.
     """
     if _BAD_ESCAPE.search(raw):
         raise errors.invalid_argument("the path contains an invalid percent escape")

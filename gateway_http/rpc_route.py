@@ -1,6 +1,7 @@
-"""Serves one HTTP binding of one RPC: verifies the token, applies the rate limit, decodes, calls the service, encodes.
+"""Serves one HTTP binding of one RPC: verifies the token, applies the rate limit, decodes the request, calls the
+service, encodes the response.
 
-Every route that the protos declare is served by this class.
+RpcRoute serves every route that the protos declare.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _BEARER = b"bearer "
 
 @dataclass(frozen=True, slots=True)
 class RouteDeps:
-    """The dependencies that all routes share."""
+    """The objects that all routes share."""
 
     channel: grpc.aio.Channel
     verifier: Verifier
@@ -55,7 +56,8 @@ class RpcRoute:
     is_probe = False
 
     def __init__(self, method: Method, binding: Binding, deps: RouteDeps) -> None:
-        """Raises TypeError or ValueError if the method's messages cannot be read from or written as JSON."""
+        """Raises TypeError or ValueError if the gateway cannot decode the request type from JSON, or encode the
+        response type as JSON."""
         self.name = f"{method.service.rpartition('.')[2]}/{method.name}"
         self._method = method
         self._path = method.path
@@ -72,13 +74,17 @@ class RpcRoute:
         self._write: Callable[[Any], bytes] = deps.codec.writer(method, binding)
         self._is_cacheable = self._is_read and method.policy.response_cache
         self._numbered_pages = NumberedPages(method) if method.policy.page_numbers else None
-        # The service returns the wire type, if the method has one: it carries hydrated tweets as bytes, which are not parsed here.
+        # If the method has a wire type, the response is parsed as the wire type: it holds each tweet as bytes, which
+        # the gateway does not parse.
         self._call: Any = deps.channel.unary_unary(
             method.path, method.request.SerializeToString, method.wire_response.FromString
         )
 
     async def serve(self, request: Request) -> Response:
-        """Serves one request. Raises RoostError, AioRpcError or Refusal."""
+        """Serves one request. Raises RoostError, grpc.aio.AioRpcError (the status of the called service) or HttpError.
+
+        Raises UNIMPLEMENTED for a streaming RPC, after the token and the access of its caller are checked.
+        """
         actor = await self._identify_and_limit(request)
         if self._streams:
             check_access(self._method, Call(actor=actor))
@@ -98,7 +104,11 @@ class RpcRoute:
         return await self._call_service(decoded, actor, request), decoded
 
     async def _serve_cached(self, request: Request, actor: Actor) -> Response:
-        """Serves from the response cache if every dependency of the cached response is unchanged; otherwise calls and caches."""
+        """Returns the cached response if no key in its read set has changed; otherwise calls the service and caches the
+        response.
+
+        Does not cache numbered pages, which are deprecated.
+        """
         response_cache = self._deps.response_cache
         key: CacheKey = (actor.user_id, request.raw_path, request.scope["query_string"])
         found = response_cache.get(key)
@@ -123,15 +133,17 @@ class RpcRoute:
         if not token:
             raise errors.unauthenticated("the token after `Bearer` is empty", Reason.TOKEN_INVALID)
         verifier = self._deps.verifier
-        # The synchronous look-up in the token cache saves most requests an await.
+        # Most tokens are in the verifier's cache, whose look-up needs no await.
         actor = verifier.cached(token) or await verifier.verify(token)
         request.user_id = actor.user_id
         return actor
 
     async def _identify_and_limit(self, request: Request) -> Actor:
-        """Returns the caller and counts the request against the method's rate limit: by user, or by address if the token is invalid.
+        """Verifies the token, counts the request against the method's rate limit, and returns the actor (ANONYMOUS
+        without a token).
 
-        Raises UNAUTHENTICATED, or RESOURCE_EXHAUSTED above the limit.
+        Counts by user, or by client address if the request has no valid token. Raises UNAUTHENTICATED if the token is
+        invalid, or is missing and needed; RESOURCE_EXHAUSTED above the limit.
         """
         try:
             actor = await self._verify_token(request)
@@ -161,7 +173,8 @@ class RpcRoute:
         return body
 
     async def _call_service(self, decoded: DecodedRequest, actor: Actor, request: Request, until: float = NEVER) -> Any:
-        # `until` is the client's own deadline in seconds of the loop's clock; it can only shorten the method's deadline.
+        # `until` is the deadline that the client requested, in seconds of the event loop's clock. The earlier one of it
+        # and the method's own deadline applies.
         deadline = min(until, asyncio.get_running_loop().time() + self._deadline_s)
         agent = bounded_user_agent(request.headers.get(b"user-agent", b"").decode("latin-1"))
         ids = request.request_id, request.traceparent
@@ -185,16 +198,17 @@ class RpcRoute:
         return _or_not_modified(request, *self._with_etag(payload, actor))
 
     def _with_etag(self, payload: bytes, actor: Actor) -> tuple[Response, bytes]:
-        """Returns the response to a read, and its entity tag."""
+        """Returns the response to a read, with the header ETag, and the entity tag itself."""
         tag = etag.etag(payload)
         fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
         return Response(self._status, (*fixed, (b"etag", tag)), payload, compressible=True), tag
 
 
 def _or_not_modified(request: Request, whole: Response, tag: bytes) -> Response:
-    """Returns `whole`, or 304 without a body if the client's If-None-Match contains its tag."""
+    """Returns `whole`, or status 304 without a body if the request's header If-None-Match contains `tag`."""
     known = request.headers.get(b"if-none-match")
     if known is None or not etag.matches(known, tag):
         return whole
-    # RFC 9110, 15.4.5: a 304 has the headers of the 200 except content-type, which comes first.
+    # A 304 has the same headers as the 200 except content-type (RFC 9110, 15.4.5), which is the first header of
+    # `whole`.
     return Response(304, whole.headers[1:], b"")

@@ -15,27 +15,30 @@ from gateway_http.connections import Connections
 from gateway_http.http_protocol import BoundedProtocol
 from services.platform.listen_errors import cannot_listen
 
-# Idle connections are closed after so many seconds: longer than a user reads a page, shorter than the 60 s of load balancers.
+# Seconds after which an idle connection is closed. It is longer than a user reads a page, and shorter than the 60 s
+# after which load balancers close idle connections.
 KEEP_ALIVE_S = 30
-# Seconds that `stop` waits for active requests: the longest deadline of a unary call.
+# Maximum number of seconds that `stop` waits for active requests. It is the longest deadline of a unary call.
 GRACE_S = 10
+# Maximum number of connections that the operating system has established and this process has not accepted yet.
 BACKLOG = 1_024
-# Seconds between checks whether uvicorn has started, which takes about a millisecond.
+# Seconds between two checks whether uvicorn has started, which takes about a millisecond.
 START_POLL_S = 0.002
 
 
 class _Uvicorn(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Installs no signal handlers: the embedding process handles signals."""
+        """Installs no signal handlers, because the process that contains the server handles signals."""
         yield
 
 
 class HttpServer:
-    """Serves an ASGI application on `host`:`port`; port 0 chooses a free one.
+    """Serves an ASGI application on `host`:`port`. With port 0, the operating system chooses a free port.
 
-    `connections` bounds the open connections; by default by this process's limit on open files. `option` is the
-    command-line option that sets the address; errors name it.
+    `grace_s` is the maximum number of seconds that `stop` waits for active requests. `connections` bounds the number of
+    open connections; the default derives the bounds from this process's limit on open files. `option` is the
+    command-line option for the address, which error messages name.
     """
 
     def __init__(
@@ -60,12 +63,13 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """Returns the base URL. Its port is 0 before `start`."""
+        """Returns the base URL, such as `http://127.0.0.1:8080`. The port is 0 before `start`."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self.port}"
 
     async def start(self) -> int:
-        """Starts serving and returns the port. Raises UNAVAILABLE (ADDRESS_TAKEN) if the address cannot be bound."""
+        """Starts to serve, and returns the port. Raises UNAVAILABLE (ADDRESS_TAKEN) if the server cannot listen on the
+        address."""
         listener = self._listen()
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
@@ -91,11 +95,12 @@ class HttpServer:
 
     @property
     def protocols(self) -> list[BoundedProtocol]:
-        """The open connections, one entry each; empty before the start."""
+        """The open connections; empty before `start`."""
         return list(self._server.server_state.connections) if self._server is not None else []  # type: ignore[arg-type]
 
     async def stop(self) -> None:
-        """Stops accepting connections, waits up to `grace_s` seconds for active requests, and closes. Idempotent."""
+        """Stops accepting connections, waits up to `grace_s` seconds for active requests, and closes all connections.
+        Idempotent."""
         if self._server is None or self._serving is None:
             return
         self._server.should_exit = True

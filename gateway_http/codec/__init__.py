@@ -1,1 +1,2 @@
-"""Converts HTTP requests to Protobuf messages and responses to JSON, by tables compiled once from the descriptors."""
+"""Decodes HTTP requests to Protobuf messages, and encodes response messages as JSON, with tables built once from the
+descriptors."""

@@ -17,30 +17,33 @@ from gateway_http.router import Binding
 from services.platform.rpc import errors
 from services.platform.rpc.contract import Method
 
-# The request field that the header `Idempotency-Key` sets, if the request has this field.
+# The name of the request field that the header `Idempotency-Key` sets, if the request type has this field.
 IDEMPOTENCY_KEY = "idempotency_key"
-# Query parameters for numbered pages, for methods whose policy allows them.
+# The query parameters of numbered pages. Only methods whose policy allows page numbers accept them.
 PAGE, SORT = "page", "sort"
 SORT_LATEST = "latest"
-# Decoded queries that each route caches, and the longest of them in bytes. First pages are requested with few different queries;
-# queries with a cursor are longer and rarely repeat.
+# Maximum number of decoded queries that each route caches (beyond it, the cache is cleared), and the maximum length in
+# bytes of a query that is cached. Clients request first pages with few different queries. Queries with a cursor are
+# longer and rarely repeated.
 MAX_CACHED_QUERIES = 256
 MAX_CACHED_QUERY_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedRequest:
-    """The request message, and the 1-based page if the client uses page numbers (else 0)."""
+    """A decoded request. `page` is the 1-based number of the requested page, 0 if the client does not use page
+    numbers."""
 
     message: Message
     page: int = 0
 
 
 class Codec:
-    """Compiles the decoders and encoders of bindings, which share one table per message type.
+    """Creates the decoders and encoders of HTTP bindings. Those of all bindings share one table per message type.
 
-    Requests may use any accepted name of a field. `spelling` decides the names in responses; with PROTOBUF, integers and enums in
-    requests may also have any form of Protobuf's JSON.
+    `spelling` defines the field and enum names in responses. Requests may use the snake_case name, the camelCase name
+    and the aliases of a field with either spelling. With PROTOBUF, integers and enums in requests may also have any
+    form that Protobuf's JSON allows.
     """
 
     def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
@@ -48,17 +51,20 @@ class Codec:
         self._encoders = Encoders(spelling)
 
     def reader(self, method: Method, binding: Binding) -> RequestReader:
-        """Returns the decoder of the binding's requests. Raises TypeError if JSON cannot express one of their fields."""
+        """Returns the decoder of the binding's requests. Raises TypeError if the gateway cannot decode the type of a
+        field."""
         return RequestReader(method, binding, decoder_of(method.descriptor.input_type, self._decoders))
 
     def writer(self, method: Method, binding: Binding) -> Callable[[Any], bytes]:
-        """Returns the function that encodes the method's wire response as JSON bytes."""
+        """Returns the function that encodes a response as JSON bytes. The response is of the method's wire type, if it
+        has one."""
         wire_response: Any = method.wire_response.DESCRIPTOR
         return self._encoders.response(method.descriptor.output_type, wire_response, binding.response_body)
 
 
 class RequestReader:
-    """Decodes the requests of one binding. Raises TypeError if the body or a path variable does not fit the request type."""
+    """Decodes the requests of one binding. The constructor raises TypeError if the binding's body or a path variable
+    does not match a field of the request type."""
 
     __slots__ = (
         "_body",
@@ -78,7 +84,7 @@ class RequestReader:
         self._body = binding.body
         self._page_numbers = method.policy.page_numbers
         self._has_key = IDEMPOTENCY_KEY in decoder.fields
-        # Query string → decoded request. Request messages are never modified later, so all callers share one.
+        # Decoded requests by query string. No code modifies a request message after decoding, so requests can share it.
         self._cached_queries: dict[bytes, DecodedRequest] = {}
         self._variables = [decoder.fields[name] for name in binding.variables()]
         if binding.body not in ("", "*") and binding.body not in decoder.fields:
@@ -87,9 +93,11 @@ class RequestReader:
             raise TypeError(f"{method.path} has a path variable that is not a single value")
 
     def read(self, values: Sequence[str], query: bytes, body: bytes, me: int, key: str = "") -> DecodedRequest:
-        """Decodes a request. `me` is the caller's user id or 0, `key` the header Idempotency-Key or "".
+        """Decodes a request from the values of the path variables, the query string and the body.
 
-        Raises INVALID_ARGUMENT with up to MAX_VIOLATIONS violations; UNAUTHENTICATED if the request uses the id `me` without a token.
+        `me` is the user id of the actor, 0 without a token; it replaces the text `me` in ids. `key` is the header
+        Idempotency-Key, or "". Raises INVALID_ARGUMENT with up to MAX_VIOLATIONS violations; UNAUTHENTICATED if the
+        request uses the id `me` without a token.
         """
         if not (body or values or key) and (known := self._cached_queries.get(query)) is not None:
             return known
@@ -112,9 +120,11 @@ class RequestReader:
         return decoded
 
     def read_binary(self, body: bytes, key: str = "") -> DecodedRequest:
-        """Decodes a request in Protobuf's binary form; ignores unknown fields, as Protobuf does.
+        """Decodes a request in Protobuf's binary format. Ignores unknown fields, as Protobuf does. `key` is the header
+        Idempotency-Key, or "".
 
-        Raises INVALID_ARGUMENT if the body is not such a message, or if one of its lists is too long.
+        Raises INVALID_ARGUMENT if the body is not a message of the request type, if a list is too long, or if `key`
+        differs from the message's own idempotency key.
         """
         try:
             message = self._request.FromString(body)
@@ -122,7 +132,8 @@ class RequestReader:
             raise errors.invalid_argument(
                 "the body is not a valid Protobuf message of this method's request type"
             ) from None
-        # Checked before the call, which may go to another process.
+        # The bounds of lists are checked before the service is called, so that a message with too long lists is not
+        # sent to another process.
         self._bounds.check(message)
         if key and self._has_key:
             decode_errors = DecodeErrors(0)
@@ -188,7 +199,7 @@ def _read_page(raws: list[bytes] | None, decode_errors: DecodeErrors) -> int:
     try:
         if len(raws) != 1:
             raise Malformed("must be given once")
-        # Page numbers have the format of ids: digits without sign or leading zero.
+        # Page numbers have the same format as ids: digits without sign or leading zero.
         return read_id(decode_text(raws[0]))
     except Malformed:
         decode_errors.add_violation(PAGE, "must be one whole number from 1")

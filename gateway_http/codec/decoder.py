@@ -1,6 +1,7 @@
-"""Decodes JSON objects, query parameters and path variables into request messages, by a table compiled once per message type.
+"""Decodes JSON objects, query parameters and path variables into request messages, with a table built once per message
+type.
 
-Each invalid value becomes a violation that names its field; an error response lists up to MAX_VIOLATIONS of them.
+Each invalid value causes a violation, which names the field. An error response lists up to MAX_VIOLATIONS violations.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from services.platform.rpc.bounds import max_items, too_many
 from services.platform.rpc.contract import field_policy
 from services.platform.rpc.errors import MAX_VIOLATIONS, Violation
 
-# Characters of an unknown field name that a violation quotes.
+# Maximum number of characters of an unknown field name that a violation quotes; a longer name is truncated.
 QUOTED_NAME = 64
 
+# The text that clients may send in place of their own user id.
 ME = "me"
 
 
 class DecodeErrors:
-    """Collects the violations of one request. `me` is the caller's user id or 0; `used_me` becomes true if the request used it."""
+    """Collects the violations of one request. `me` is the actor's user id, 0 if anonymous. `used_me` becomes true if
+    the request contains the id `me`."""
 
     __slots__ = ("me", "used_me", "violations")
 
@@ -35,18 +38,20 @@ class DecodeErrors:
         self.violations: list[Violation] = []
 
     def add_violation(self, path: str, message: str) -> None:
-        """Adds a violation of the field at `path`. Raises INVALID_ARGUMENT once there are MAX_VIOLATIONS of them."""
+        """Adds a violation: `path` names the field, such as `media[0].url`. If it is the MAX_VIOLATIONS-th, raises
+        INVALID_ARGUMENT with all of them."""
         self.violations.append(Violation(path, message))
         if len(self.violations) == MAX_VIOLATIONS:
             self.finish()
 
     def finish(self) -> None:
-        """Raises INVALID_ARGUMENT if there are violations."""
+        """Raises INVALID_ARGUMENT with all violations, if there are any."""
         if self.violations:
             raise errors.broken_rules(self.violations)
 
     def caller(self) -> int:
-        """Returns the user id that `me` refers to. Raises UNAUTHENTICATED if the request has no token."""
+        """Returns the user id that replaces `me`, and sets `used_me`. Raises UNAUTHENTICATED if the request has no
+        token."""
         if not self.me:
             raise errors.unauthenticated("the id `me` needs a token: send the header authorization")
         self.used_me = True
@@ -54,7 +59,8 @@ class DecodeErrors:
 
 
 class DecoderRegistry(dict[str, "MessageDecoder"]):
-    """Message decoders by the full name of their type. `protobuf_json`: accept every form of integers and enums of Protobuf's JSON."""
+    """Message decoders by the full name of the message type. If `protobuf_json` is true, they accept every form of
+    integers and enums that Protobuf's JSON allows."""
 
     def __init__(self, *, protobuf_json: bool = False) -> None:
         super().__init__()
@@ -65,9 +71,11 @@ Assign = Callable[[Message, Any, DecodeErrors, str], None]
 
 
 class Field:
-    """One field of a request message, with its setters from JSON and from text. `limit` is the maximum length of a list.
+    """Sets one field of a request message: `assign` from a JSON value, `assign_text` from the text of a query
+    parameter.
 
-    Raises TypeError if the gateway cannot decode the field's type.
+    `limit` is the maximum number of items of a list. The constructor raises TypeError if the gateway cannot decode the
+    field's type, or if a list has no maximum in the proto.
     """
 
     __slots__ = ("assign", "is_id", "is_text", "limit", "name", "oneof", "read_text", "repeated", "takes_me")
@@ -82,7 +90,8 @@ class Field:
         if self.repeated and not self.limit:
             raise TypeError(f"{descriptor.full_name} has no max_items")
         oneof = descriptor.containing_oneof
-        # An `optional` field is a oneof with one member; it needs no check for exclusive members.
+        # An `optional` field is a oneof with one member in its descriptor. No other field excludes it, so it is not
+        # treated as a oneof.
         self.oneof = oneof.name if oneof is not None and len(oneof.fields) > 1 else ""
         self.read_text: Callable[[str], Any] | None = None
         self.assign = self._compile(descriptor, registry)
@@ -100,7 +109,8 @@ class Field:
         return _assign_messages(self.name, nested, self.limit) if self.repeated else _assign_message(self.name, nested)
 
     def assign_text(self, message: Message, values: Iterable[str], decode_errors: DecodeErrors, path: str) -> None:
-        """Sets the field from the values of a query parameter; a field that is not repeated needs exactly one. Adds violations."""
+        """Sets the field from the values of a query parameter. Adds a violation for an invalid value, for too many
+        values in a list, and if a field that is not a list has not exactly one value."""
         assert self.read_text is not None
         found: list[Any] = []
         for value in values:
@@ -138,7 +148,8 @@ def _assign_one(name: str, read: field_values.Converter, *, copies: bool, takes_
 
 
 def _is_list(value: Any, limit: int, decode_errors: DecodeErrors, path: str) -> bool:
-    """Returns whether `value` is a list of at most `limit` items of any type; adds a violation if not."""
+    """Returns whether `value` is a list of at most `limit` items, whatever their type. Adds a violation if it is
+    not."""
     if type(value) is not list:
         decode_errors.add_violation(path, "must be a list")
         return False
@@ -194,15 +205,17 @@ def _assign_messages(name: str, nested: MessageDecoder, limit: int) -> Assign:
 
 
 class MessageDecoder:
-    """Decodes one message type. `fields` maps every accepted name (snake_case, camelCase, aliases) to its field.
+    """Decodes one message type. `fields` maps every accepted name of a field (snake_case, camelCase, aliases) to the
+    field.
 
-    Raises TypeError for a field that cannot be decoded, ValueError if two fields share a name.
+    The constructor raises TypeError if the gateway cannot decode the type of a field, ValueError if two fields share a
+    name.
     """
 
     __slots__ = ("fields",)
 
     def __init__(self, descriptor: Descriptor, registry: DecoderRegistry) -> None:
-        # Registered before the fields are compiled, so that a recursive type finds this decoder.
+        # Added before the fields are created: a field of a recursive type needs the decoder of the type itself.
         registry[descriptor.full_name] = self
         self.fields: dict[str, Field] = {}
         for one in descriptor.fields:
@@ -215,7 +228,11 @@ class MessageDecoder:
     def read_object(
         self, value: Mapping[str, Any], message: Message, decode_errors: DecodeErrors, prefix: str = ""
     ) -> None:
-        """Sets the fields of `message` from a JSON object; null leaves a field unset. Adds violations, whose paths start with `prefix`."""
+        """Sets the fields of `message` from a JSON object. A null leaves its field unset.
+
+        Adds a violation for each unknown, repeated or invalid field. `prefix` is the path of the object in the request,
+        such as `media[0].`, and begins the paths of the violations.
+        """
         seen: set[str] = set()
         for name, item in value.items():
             field = self.fields.get(name)
@@ -234,5 +251,6 @@ class MessageDecoder:
 
 
 def decoder_of(descriptor: Descriptor, registry: DecoderRegistry) -> MessageDecoder:
-    """Returns the type's decoder, compiled on first use. Raises TypeError if one of its fields cannot be decoded."""
+    """Returns the decoder of the message type, and creates it at the first call. Raises TypeError if the gateway cannot
+    decode the type of a field."""
     return registry.get(descriptor.full_name) or MessageDecoder(descriptor, registry)

@@ -1,8 +1,8 @@
-"""Encodes messages as JSON, by a table compiled once per message type; the JSON of hydrated tweets is cached.
+"""Encodes messages as JSON, with a table built once per message type. Caches the JSON of tweets.
 
-Names are snake_case, 64-bit integers are strings, zero values are printed, unset messages are left out, times are RFC 3339, enums have
-short names; or field and enum names are those of Protobuf's JSON. Protobuf's own json_format gives the same result at five times the
-cost, so only tests use it, as the reference.
+Field names are snake_case and enums have short names, or both have the names of Protobuf's JSON (see Spelling). 64-bit
+integers are strings, zero values are written, unset messages are left out, times are RFC 3339. Protobuf's own
+json_format gives the same result but takes five times as long, so only tests use it, for comparison.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from gateway_http.codec.field_values import short_name
 from services.platform.caching.generational import GenerationalCache
 from services.platform.rpc.contract import message_class
 
-# Entries in each of the two generations of a FragmentCache: about 1 kB each with its key, so 40 MB at most.
+# Maximum number of entries in each of the two generations of a FragmentCache. An entry takes about 1 kB with its key,
+# so a cache takes up to 40 MB.
 MAX_YOUNG_FRAGMENTS = 20_000
 
 Convert = Callable[[Any], Any]
@@ -34,20 +35,20 @@ _FLOAT = struct.Struct("<f")
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """The names in JSON: of a field, and of an enum value."""
+    """The functions that return the JSON name of a field, and the JSON name of an enum value."""
 
     field: Callable[[FieldDescriptor], str]
     enum_value: Callable[[str, EnumDescriptor], str]
 
 
-# The API's own names: `created_at`, `latest`.
+# The names of Roost's HTTP API: `created_at`, `latest`.
 SNAKE_CASE = Spelling(lambda field: field.name, short_name)
 # The names of Protobuf's JSON, which generated clients expect: `createdAt`, `TIMELINE_MODE_LATEST`.
 PROTOBUF = Spelling(lambda field: field.json_name, lambda name, _: name)
 
 
 class EncoderRegistry(dict[str, "MessageEncoder"]):
-    """Message encoders of one spelling, by the full name of their type."""
+    """The message encoders of one spelling, by the full name of the message type."""
 
     def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
         super().__init__()
@@ -60,9 +61,10 @@ class MessageEncoder:
     __slots__ = ("_fields",)
 
     def __init__(self, descriptor: Descriptor, registry: EncoderRegistry) -> None:
-        # Registered before the fields are compiled, so that a recursive type finds this encoder.
+        # Added before the fields are converted: a field of a recursive type needs the encoder of the type itself.
         registry[descriptor.full_name] = self
-        # (name in JSON, name in Python, converter or None if orjson takes the value as it is, whether to omit the field if unset)
+        # For each field: name in JSON, name in Python, converter (None if orjson encodes the value unchanged), and
+        # whether the field is left out if it is unset.
         self._fields = [
             (registry.spelling.field(one), one.name, _convert_field(one, registry), one.has_presence)
             for one in descriptor.fields
@@ -80,7 +82,7 @@ class MessageEncoder:
 
 
 def encoder_of(descriptor: Descriptor, registry: EncoderRegistry) -> MessageEncoder:
-    """Returns the type's encoder, compiled on first use."""
+    """Returns the encoder of the message type, and creates it at the first call."""
     return registry.get(descriptor.full_name) or MessageEncoder(descriptor, registry)
 
 
@@ -137,7 +139,8 @@ def _convert_value(field: FieldDescriptor, registry: EncoderRegistry) -> Convert
 
 def _enum_names(descriptor: EnumDescriptor, spelling: Spelling) -> Convert:
     names = {one.number: spelling.enum_value(one.name, descriptor) for one in reversed(descriptor.values)}
-    # A service of a newer release may send a number without a name here; it is printed as a number.
+    # A service of a newer release may send a number for which this release has no name. The JSON then contains the
+    # number.
     return lambda number: names.get(number, number)
 
 
@@ -148,7 +151,8 @@ def _double(value: float) -> float | str:
 
 
 def _float(value: float) -> float | str:
-    """Returns a 32-bit float with as few digits as identify it: 0.1, not 0.10000000149011612."""
+    """Returns the shortest decimal number that identifies a 32-bit float: 0.1, not 0.10000000149011612. Returns text
+    for NaN and infinities."""
     if not math.isfinite(value):
         return _double(value)
     for digits in (6, 7, 8):
@@ -157,22 +161,27 @@ def _float(value: float) -> float | str:
             if _FLOAT.unpack(_FLOAT.pack(short))[0] == value:
                 return short
         except OverflowError:
-            # With this many digits the number rounds up beyond the largest float: try more digits.
+            # Rounded to this many digits, the number exceeds the largest float. More digits are needed.
             continue
     # Nine digits identify any 32-bit float.
     return float(f"{value:.9g}")
 
 
 def rfc3339(value: Any) -> str:
-    """Returns a Timestamp as RFC 3339 text with exactly three decimals of a second, so that equal-length texts sort by time.
+    """Returns a Timestamp as RFC 3339 text with milliseconds, such as `2026-01-31T12:00:00.000Z`. All texts have the
+    same length, so they sort by time.
 
-    Services store times in milliseconds, so nothing is lost.
+    Services store times in milliseconds, so no digits are lost.
     """
     return f"{datetime.fromtimestamp(value.seconds, UTC).isoformat()[:19]}.{value.nanos // 1_000_000:03d}Z"
 
 
 class FragmentCache:
-    """Caches the JSON of serialised messages, by their bytes, so no entry can be stale. Bounded to 2 * `entries`."""
+    """Caches the JSON of serialised messages. The key is the message's bytes, so an entry is never outdated. Holds at
+    most 2 * `entries` entries.
+
+    `encode` returns the JSON of a serialised message.
+    """
 
     __slots__ = ("_cache", "_encode")
 
@@ -189,7 +198,7 @@ class FragmentCache:
         return found
 
     def all(self, serialized: Iterable[bytes]) -> list[orjson.Fragment]:
-        """Returns the JSON of each message, in order."""
+        """Returns the JSON of each serialised message, in order."""
         known = list(serialized)
         found = self._cache.get_many(known)
         if None in found:
@@ -202,7 +211,7 @@ def _has(name: str) -> Callable[[Any], bool]:
 
 
 class Encoders:
-    """The compiled encoders and fragment caches that the routes of one spelling share."""
+    """The encoders and fragment caches that all routes with the same spelling share."""
 
     def __init__(self, spelling: Spelling = SNAKE_CASE) -> None:
         self._registry = EncoderRegistry(spelling)
@@ -211,10 +220,11 @@ class Encoders:
     def response(
         self, message: Descriptor, wire_response: Descriptor, response_body: str = ""
     ) -> Callable[[Any], bytes]:
-        """Returns the function that encodes a response as JSON bytes. `wire_response` is the type it receives: `message` or its wire type.
+        """Returns a function that encodes a response as JSON bytes. Its argument is of the type `wire_response`:
+        `message` or the wire type of `message`.
 
-        With `response_body` it encodes only that field, or `{}` if the field is unset. Raises TypeError if the wire type does not match
-        `message`.
+        If `response_body` names a field, the function encodes only this field, or `{}` if the field is unset. Raises
+        TypeError if `wire_response` is not a wire type of `message`.
         """
         if response_body:
             return self._body(message.fields_by_name[response_body], wire_response)
@@ -249,7 +259,8 @@ class Encoders:
     def _wire_field(
         self, field: FieldDescriptor, wire_response: Descriptor
     ) -> tuple[str, str, Convert | None, Callable[[Any], bool] | None]:
-        """Returns the name in JSON, the name in the wire type, the converter, and a presence test (None if always printed)."""
+        """Returns the field's name in JSON, its name in the wire type, the converter (None if orjson encodes the value
+        unchanged), and the function that tests whether the field is set (None if the field is always written)."""
         wire_field = wire_response.fields_by_number.get(field.number)
         is_serialized = (
             wire_field is not None
@@ -271,7 +282,8 @@ class Encoders:
         fragments = self._fragment_cache(field.message_type)
         if field.is_repeated:
             return json_name, wire_field.name, fragments.all, None
-        # `bytes` fields have no presence; a serialised tweet is never empty, so empty means unset.
+        # Protobuf does not record whether a `bytes` field is set. A serialised tweet is never empty, so an empty value
+        # means unset.
         return json_name, wire_field.name, fragments, attrgetter(wire_field.name)
 
     def _fragment_cache(self, message: Descriptor) -> FragmentCache:

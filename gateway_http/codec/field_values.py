@@ -1,8 +1,9 @@
 """Converts one JSON or query value to the value of a Protobuf field, strictly.
 
-Python and Protobuf's own JSON parser accept more than a client should send (`"1e3"`, `1.0`, `"1_000"`, `"٣"`, true for 1). Each converter
-here accepts exactly the documented forms and raises Malformed, with a message for the client, otherwise. The `protobuf_` converters
-accept every form of integers and enums in Protobuf's JSON, for generated clients.
+Python and Protobuf's own JSON parser accept more forms of an integer than a client should send (`"1e3"`, `1.0`,
+`"1_000"`, `"٣"`, true for 1). Each converter of this module accepts only the documented forms; for any other value it
+raises Malformed with a message for the client. The converters whose names begin with `protobuf_` accept every form of
+integers and enums that Protobuf's JSON allows, because generated clients send these forms.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-# The largest id. An id is written in ASCII digits without sign or leading zero.
+# The largest id. The text of an id consists of ASCII digits, without sign or leading zero.
 MAX_ID = 2**63 - 1
 _ID = re.compile(r"[1-9][0-9]{0,18}").fullmatch
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,19}").fullmatch
-# Longer texts are rejected unparsed; no integer field needs so many characters, even with trailing zeros.
+# Maximum number of characters of an integer in Protobuf's JSON; a longer text is rejected without parsing it. The
+# largest integer has 20 digits.
 _MAX_NUMBER_CHARS = 40
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?").fullmatch
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}").fullmatch
-# RFC 3339, with at most nanoseconds and always with a time zone.
+# The syntax of a time by RFC 3339: up to nine decimals of a second; the time zone is required.
 _TIMESTAMP = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,9})?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
 ).fullmatch
@@ -45,18 +47,19 @@ WELL_KNOWN = {"google.protobuf.Timestamp", "google.protobuf.Duration"}
 
 
 class Malformed(ValueError):
-    """The field does not accept the value. The text is a message for the client, such as "must be an integer"."""
+    """The value is not valid for the field. The text is a message for the client, such as "must be an integer"."""
 
 
 def read_id(text: str) -> int:
-    """Returns the id in a path segment: digits without sign or leading zero, at most 2^63 − 1. Raises Malformed."""
+    """Returns the id in a path segment. Raises Malformed if `text` is not digits without sign or leading zero, or is
+    above 2^63 − 1."""
     if _ID(text) is None or (value := int(text)) > MAX_ID:
         raise Malformed("must be an id: digits without sign or leading zero, below 2^63")
     return value
 
 
 def integer(low: int, high: int) -> Converter:
-    """Returns a converter for integers from `low` to `high`, as JSON numbers or as strings of digits."""
+    """Returns a converter for integers from `low` to `high`. It accepts JSON numbers and strings of digits."""
 
     def convert(value: Any) -> int:
         if type(value) is str and _INTEGER(value):
@@ -71,11 +74,13 @@ def integer(low: int, high: int) -> Converter:
 
 
 def protobuf_integer(low: int, high: int) -> Converter:
-    """Returns a converter for integers from `low` to `high` in any form of Protobuf's JSON: `2`, `2.0`, `2e0`, bare or quoted."""
+    """Returns a converter for integers from `low` to `high`. It accepts every form that Protobuf's JSON allows: `2`,
+    `2.0` and `2e0`, as numbers or as strings."""
 
     def convert(value: Any) -> int:
         if type(value) is str and len(value) <= _MAX_NUMBER_CHARS and _NUMBER(value):
-            # Decimal is exact; a float is not above 2^53. The magnitude is checked first: int() of 1e999999999 would take minutes.
+            # Decimal is exact, a float is not above 2^53. The number of digits is checked first, because int() of
+            # 1e999999999 would take minutes.
             decimal = Decimal(value)
             if decimal and decimal.adjusted() >= len(str(high)):
                 raise Malformed(f"must be between {low} and {high}")
@@ -92,8 +97,8 @@ def protobuf_integer(low: int, high: int) -> Converter:
 
 
 def text(value: Any) -> str:
-    """Returns the value if it is a string, also one with U+0000, which a password may contain. Raises Malformed
-    otherwise."""
+    """Returns the value if it is a string. Raises Malformed otherwise. Allows U+0000, because a password may contain
+    it."""
     if type(value) is not str:
         raise Malformed("must be a string")
     return value
@@ -121,7 +126,8 @@ def number(value: Any) -> float:
 
 
 def number_text(value: Any) -> float:
-    """Returns the finite JSON number in the text. Raises Malformed for any other text."""
+    """Returns the number in a text that has the form of a JSON number. Raises Malformed for any other text, and for
+    numbers beyond the range of a float."""
     if _NUMBER(value) is None or not math.isfinite(found := float(value)):
         raise Malformed("must be a number")
     return found
@@ -138,9 +144,9 @@ def base64_bytes(value: Any) -> bytes:
 
 
 def enumeration(descriptor: EnumDescriptor) -> Converter:
-    """Returns a converter for enum names, full or short (`latest` for `TIMELINE_MODE_LATEST`).
+    """Returns a converter for enum names, full (`TIMELINE_MODE_LATEST`) or short (`latest`).
 
-    It rejects UNSPECIFIED; a client leaves the field out instead.
+    The converter rejects the UNSPECIFIED value. A client leaves the field out instead.
     """
     by_name: dict[str, int] = {}
     short: list[str] = []
@@ -160,7 +166,8 @@ def enumeration(descriptor: EnumDescriptor) -> Converter:
 
 
 def protobuf_enumeration(descriptor: EnumDescriptor) -> Converter:
-    """Returns a converter for enums in any form of Protobuf's JSON: full names including UNSPECIFIED, and any number; also short names."""
+    """Returns a converter for enums. It accepts every form that Protobuf's JSON allows (full names, also UNSPECIFIED,
+    and any number), and short names."""
     names = enumeration(descriptor)
     number_of = protobuf_integer(*_BOUNDS[FieldDescriptor.CPPTYPE_INT32])
     by_name = {one.name: one.number for one in descriptor.values}
@@ -175,13 +182,15 @@ def protobuf_enumeration(descriptor: EnumDescriptor) -> Converter:
 
 
 def short_name(name: str, descriptor: EnumDescriptor) -> str:
-    """Returns the name of an enum value in the API's JSON: without the enum's prefix, in lower case."""
+    """Returns the short name of an enum value: without the prefix made of the enum's name, in lower case (`latest` for
+    `TIMELINE_MODE_LATEST`)."""
     prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", descriptor.name).upper() + "_"
     return name.removeprefix(prefix).lower()
 
 
 def timestamp(value: Any) -> Timestamp:
-    """Returns the time in an RFC 3339 text. Raises Malformed for any other value."""
+    """Returns the time in an RFC 3339 text. Raises Malformed for any other value, and for a time that does not
+    exist."""
     found = Timestamp()
     if type(value) is not str or _TIMESTAMP(value) is None:
         raise Malformed("must be a time by RFC 3339, such as 2026-01-31T12:00:00Z")
@@ -193,7 +202,7 @@ def timestamp(value: Any) -> Timestamp:
 
 
 def duration(value: Any) -> Duration:
-    """Returns the duration in a text of seconds with the suffix `s`, such as `1.5s`. Raises Malformed for any other
+    """Returns the duration in a text such as `1.5s`: seconds with the suffix `s`. Raises Malformed for any other
     value."""
     found = Duration()
     if type(value) is not str or _DURATION(value) is None:
@@ -206,10 +215,11 @@ def duration(value: Any) -> Duration:
 
 
 def converters(field: FieldDescriptor, *, protobuf_json: bool = False) -> tuple[Converter, Converter]:
-    """Returns the converters of one value of the field: from JSON, and from text (a query or a path).
+    """Returns two converters for one value of the field: from a JSON value, and from text (a query parameter or a path
+    variable).
 
-    With `protobuf_json`, they accept every form of integers and enums of Protobuf's JSON. Raises TypeError if the field's type is not
-    supported.
+    If `protobuf_json` is true, they accept every form of integers and enums that Protobuf's JSON allows. Raises
+    TypeError if the field's type is not supported.
     """
     kind = field.cpp_type
     if kind in _BOUNDS:

@@ -1,4 +1,4 @@
-"""Decodes query strings strictly. `ids=1,2` and `ids=1&ids=2` are equivalent; an unknown parameter is an error."""
+"""Decodes query strings. `ids=1,2` and `ids=1&ids=2` are equivalent. An unknown parameter is an error."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from google.protobuf.message import Message
 from gateway_http.codec.decoder import QUOTED_NAME, DecodeErrors, Field, MessageDecoder
 from services.platform.rpc import errors
 
-# Enough for 100 ids, one per parameter, and all other parameters of a route.
+# Maximum number of parameters of a query; more are rejected with INVALID_ARGUMENT. A request may contain 100 ids, each
+# as a parameter of its own, and some other parameters.
 MAX_PARAMETERS = 128
 
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def parse_query(raw: bytes) -> dict[str, list[bytes]]:
-    """Returns the values of each parameter by name, in order. Values are still percent-encoded, because lists split at unencoded commas.
+    """Returns the values of each parameter in order, by the parameter's name. Names are decoded.
+
+    Values are percent-encoded as received, because a list is split at commas before its items are decoded.
 
     Raises INVALID_ARGUMENT for more than MAX_PARAMETERS parameters, and for names with invalid percent escapes, bytes
     that are not UTF-8, or U+0000.
@@ -37,7 +40,7 @@ def parse_query(raw: bytes) -> dict[str, list[bytes]]:
 
 
 def decode_text(raw: bytes) -> str:
-    """Returns a name or a value of the query string as text.
+    """Returns the text of a percent-encoded name or value of the query string. A `+` means a space.
 
     Raises INVALID_ARGUMENT for invalid percent escapes, bytes that are not UTF-8, and U+0000.
     """
@@ -59,7 +62,8 @@ def decode_text(raw: bytes) -> str:
 def read_query(
     decoder: MessageDecoder, parameters: dict[str, list[bytes]], message: Message, decode_errors: DecodeErrors
 ) -> None:
-    """Sets the fields of `message` from the parameters; adds a violation for each unknown, repeated or invalid one."""
+    """Sets the fields of `message` from the parameters. Adds a violation for each unknown, repeated or invalid
+    parameter."""
     seen: set[str] = set()
     for name, raws in parameters.items():
         field = decoder.fields.get(name)
@@ -75,7 +79,11 @@ def read_query(
 
 
 def _split_values(field: Field, raws: list[bytes]) -> Iterator[str]:
-    """Yields the values lazily, so that the consumer can stop at the field's bound; each text is split at most `field.most` times."""
+    """Yields the decoded values of a parameter; those of a list are split at commas.
+
+    Splits and decodes only on demand and at most `field.limit` times per text, so that the caller can stop at the
+    maximum number of items of the list.
+    """
     for raw in raws:
         if not field.repeated:
             yield decode_text(raw)

@@ -1,7 +1,8 @@
 """Parses JSON bodies strictly: rejects input that two parsers could interpret differently.
 
-orjson rejects invalid UTF-8, lone surrogates, NaN, infinities and trailing garbage, and bounds the depth. It uses the last of duplicate
-names; a second pass with the standard library's scanner detects these. Bodies are small, so both passes take microseconds.
+orjson rejects invalid UTF-8, lone surrogates, NaN, infinities and text after the object, and bounds the depth. If an
+object contains a name twice, orjson uses the last value without an error; a second pass with the standard library's
+parser detects duplicate names. Bodies are small, so both passes take microseconds.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ import orjson
 
 from services.platform.rpc import errors
 
-# No request type nests deeper than five. The bound is far below Python's recursion limit.
+# Maximum depth of nested objects and lists in a body; deeper ones are rejected with INVALID_ARGUMENT. No request type
+# nests deeper than five. The bound is far below Python's recursion limit.
 MAX_DEPTH = 32
-# Objects and lists in one body. Each costs more than a microsecond, and 64 kB can hold 20,000; no request needs more than a few.
+# Maximum number of objects and lists in a body; more are rejected with INVALID_ARGUMENT. Each takes more than a
+# microsecond to parse, and a body of 64 kB can contain 20,000. A request needs only a few.
 MAX_CONTAINERS = 256
-# Characters of an unknown name that an error message quotes.
+# Maximum number of characters of a duplicate name that an error message quotes; a longer name is truncated.
 QUOTED_NAME = 64
 
 
@@ -26,14 +29,16 @@ class _DuplicateNameError(ValueError):
 
 
 def _scan_names(body: bytes) -> None:
-    """Raises _DuplicateNameError, or INVALID_ARGUMENT above MAX_CONTAINERS objects.
+    """Raises _DuplicateNameError if an object contains a name twice, INVALID_ARGUMENT if there are more than
+    MAX_CONTAINERS objects.
 
-    The objects are counted here too, because orjson drops the earlier values of a duplicate name.
+    Objects are counted here again: `_check_shape` does not count objects in earlier values of a duplicate name, because
+    orjson drops these values.
     """
     left = MAX_CONTAINERS
 
     def check(pairs: list[tuple[str, Any]]) -> None:
-        # Returns None, which discards the values: only the names of this object are needed.
+        # Returns None in place of the object, because only the names of the object are needed.
         nonlocal left
         left -= 1
         if left < 0:
@@ -44,12 +49,13 @@ def _scan_names(body: bytes) -> None:
             twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise _DuplicateNameError(twice)
 
-    # int() would raise for more than 4,300 digits, but orjson has already rejected numbers of more than 309.
+    # The parser's int() raises for more than 4,300 digits. That cannot happen, because orjson has already rejected
+    # numbers of more than 309 digits.
     json.JSONDecoder(object_pairs_hook=check).decode(body.decode("utf-8"))
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Returns the JSON object in `body`; an empty body is an empty object.
+    """Returns the JSON object in `body`. Returns an empty object for an empty body.
 
     Raises INVALID_ARGUMENT if the body is not one well-formed object, has duplicate names, nests deeper than MAX_DEPTH, or contains more
     than MAX_CONTAINERS objects and lists.
@@ -76,7 +82,11 @@ def _too_many() -> errors.RoostError:
 
 
 def _check_shape(value: dict[str, Any]) -> None:
-    """Raises INVALID_ARGUMENT as soon as MAX_DEPTH or MAX_CONTAINERS is exceeded. Searches breadth first."""
+    """Raises INVALID_ARGUMENT as soon as the depth exceeds MAX_DEPTH, or the number of objects and lists exceeds
+    MAX_CONTAINERS.
+
+    Visits the objects and lists level by level.
+    """
     level: list[Any] = [value]
     count = 0
     for _ in range(MAX_DEPTH):

@@ -1,1 +1,1 @@
-"""Further HTTP protocols in front of the same services, one module each."""
+"""Serves the RPCs by HTTP protocols other than Roost's own HTTP API, one module per protocol."""

@@ -1,8 +1,10 @@
-"""Serves unary calls of the Connect protocol: `POST /roost.<service>.v1.<Service>/<Rpc>` with a message as JSON or as binary Protobuf.
+"""Serves unary calls of the Connect protocol: `POST /roost.<service>.v1.<Service>/<Rpc>` with a message as JSON or as
+binary Protobuf.
 
-Token, rate limit, access and deadline are the same as for every other route. Responses are in Protobuf's own JSON (camelCase, full enum
-names), errors in Connect's JSON with `code`, `message` and `details`. Requests may use snake_case or camelCase names, and every form
-of integers and enums that Protobuf's JSON allows. Methods internal to the mesh and streams have no route here, so they are NOT_FOUND.
+Token, rate limit, access and deadline apply as on every other route. Responses are in Protobuf's own JSON (camelCase
+names, full enum names), errors in Connect's JSON with `code`, `message` and `details`. Requests may use snake_case or
+camelCase names, and every form of integers and enums that Protobuf's JSON allows. Streaming methods, and methods that
+only services of the mesh may call, have no route: they are NOT_FOUND.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from services.platform.rpc.contract import Method, methods
 from services.platform.rpc.errors import RoostError
 from services.platform.rpc.reasons import Reason
 
-# Binary messages may be larger than JSON bodies: Protobuf's parser costs a hundredth of JSON's.
+# Maximum size of a binary message in bytes; a larger one is rejected with status 413. It is larger than that of a JSON
+# body, because parsing Protobuf takes a hundredth of the time of parsing JSON.
 MAX_BINARY_BYTES = 1 << 20
 
 PROTOCOL_VERSION = b"1"
-# The protocol allows at most ten digits of milliseconds: 115 days.
+# The syntax of the header connect-timeout-ms. The protocol allows at most ten digits of milliseconds (115 days).
 _TIMEOUT_MS = re.compile(rb"[0-9]{1,10}").fullmatch
 
 _PROTO = (b"content-type", b"application/proto")
@@ -42,7 +45,8 @@ _JSON_HEADERS = (JSON_CONTENT_TYPE, *SECURITY_HEADERS, _NO_STORE)
 _PROTO_HEADERS = (_PROTO, *SECURITY_HEADERS, _NO_STORE)
 _ACCEPTED = (b"accept-post", b"application/json, application/proto")
 
-# The gRPC status that Connect reports for an error that has only an HTTP status; UNKNOWN for any other HTTP status.
+# The gRPC status that a Connect error names if the error has only an HTTP status. It is UNKNOWN for HTTP statuses that
+# are not listed.
 _CODE_OF_HTTP_STATUS = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     408: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -69,18 +73,20 @@ class ConnectCall(RpcRoute):
     def __init__(self, method: Method, binding: Binding, deps: RouteDeps) -> None:
         super().__init__(method, binding, deps)
         self.name = f"connect/{self.name}"
-        # Only reads, the methods with a GET binding, are compressed (see `compression`).
+        # Only responses to reads are compressed, because they contain no secret (see `compression`). Reads have a GET
+        # binding.
         self._compressible = any(one.http_method == "GET" for one in bindings(method))
 
     async def serve(self, request: Request) -> Response:
-        """Serves one call; renders every error as Connect's JSON. Raises only ClientGoneError, if the client
+        """Serves one call. Renders every error as Connect's JSON. Raises only ClientGoneError, if the client
         disconnected."""
         try:
             return await self._serve(request)
         except ClientGoneError:
             raise
         except asyncio.CancelledError:
-            # The server's grace period is over. This task serves only this request, so no caller awaits the cancellation.
+            # The process stops, and the time that it leaves to active requests is over. This task serves only this
+            # request, so no other code waits for the cancellation.
             stopping = errors.unavailable("the server is stopping: retry the request", reason=Reason.STOPPING)
             return _error_response(stopping, request)
         except Exception as error:
@@ -94,8 +100,8 @@ class ConnectCall(RpcRoute):
         answer = await self._call_service(decoded, actor, request, until)
         if is_json:
             return Response(200, _JSON_HEADERS, self._write(answer), compressible=self._compressible)
-        # The response class may keep tweets as raw bytes. It serializes to the same bytes as the declared type, so the
-        # gateway forwards the tweets without parsing them.
+        # `answer` may be of a wire type, which holds tweets as bytes. The declared response type has the same bytes on
+        # the wire, so the gateway sends the tweets without parsing them.
         payload = answer.SerializeToString()
         return Response(200, _PROTO_HEADERS, payload, compressible=self._compressible)
 
@@ -112,7 +118,11 @@ class ConnectCall(RpcRoute):
 
 
 def _deadline(request: Request) -> float:
-    """Returns the client's deadline in seconds of the loop's clock, NEVER if it sent none. Raises INVALID_ARGUMENT if malformed."""
+    """Returns the deadline that the client requests, in seconds of the event loop's clock; NEVER if it requests none.
+
+    Raises INVALID_ARGUMENT if the header connect-timeout-ms is malformed, or if the header connect-protocol-version is
+    not 1.
+    """
     version = request.headers.get(b"connect-protocol-version", PROTOCOL_VERSION)
     if version != PROTOCOL_VERSION:
         raise errors.invalid_argument("connect-protocol-version must be 1")
@@ -125,7 +135,10 @@ def _deadline(request: Request) -> float:
 
 
 def _reads_json(request: Request) -> bool:
-    """Returns true for a JSON body, false for a binary one. Raises 415 for other types, UNIMPLEMENTED for a compressed body."""
+    """Returns true if the body is JSON, false if it is binary Protobuf.
+
+    Raises HttpError with status 415 for any other content type, UNIMPLEMENTED if the body is compressed.
+    """
     media = request.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if media not in (b"application/json", b"application/proto"):
         text = "the content-type of the body must be application/json or application/proto"
@@ -154,7 +167,8 @@ def code_name(code: grpc.StatusCode) -> str:
 
 
 def _details(error: RoostError) -> list[dict[str, str]]:
-    """Returns the error's details in Connect's form: the type name without URL prefix, the bytes as base64 without padding."""
+    """Returns the details of the error in Connect's format: the type's name without URL prefix, the bytes as base64
+    without padding."""
     return [
         {
             "type": detail.type_url.rpartition("/")[2],
