@@ -221,8 +221,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def evict(self, stage: Stage) -> None:
         """Closes this connection, so that a new one can be admitted. If `stage` is not IDLE, sends status 503 first."""
         if self.transport.get_write_buffer_size():
-            # The client does not read its response, so it would not read an error response either. Waiting for the
-            # client would keep the file descriptor open.
+            # The client does not read its response. Waiting until it does would keep the file descriptor open.
             self.transport.abort()
             return
         if stage is Stage.IDLE:
@@ -255,8 +254,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._write_timeout.start()
 
     def data_received(self, data: bytes) -> None:
-        """Passes received bytes to the parser. Starts a timeout if the request is incomplete, and rejects an invalid
-        one."""
+        """Passes received bytes to the parser. Starts a timeout for an incomplete request; rejects an invalid one."""
         # Bytes may still arrive after the gateway has closed its side of the connection.
         if self._is_closed or self.transport.is_closing():
             return
@@ -264,8 +262,7 @@ class BoundedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # The gateway supports no protocol upgrade. It serves the request as if the header Upgrade were missing, and
-            # then closes the connection.
+            # Protocol upgrades are not supported: the request is served without upgrade, then the connection is closed.
             self._end_after_response()
         except httptools.HttpParserInvalidMethodError:
             self._reject(BAD_METHOD if _UNKNOWN_METHOD.match(data) else BAD_REQUEST)
@@ -277,8 +274,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _check_incomplete(self, received: int) -> None:
         if self._state is _State.BETWEEN_MESSAGES:
-            # An idle connection may receive blank lines before a request. They do not start the request, so the header
-            # timeout goes on.
+            # Blank lines before a request do not start the request, so the header timeout goes on.
             if self._is_responding():
                 self._unset_keepalive_if_required()
                 self._read_timer.stop()
@@ -307,11 +303,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Passes the request to the application, which reads the body while it arrives.
-
-        Stops the parser for an HTTP version other than 1.0 and 1.1, for too many pipelined requests, and on a rejected
-        connection for every path that is not a probe.
-        """
+        """Passes the request to the application, unless a bound or the HTTP version forbids it."""
         if self.parser.get_http_version() not in ("1.1", "1.0") or len(self.pipeline) >= MAX_PIPELINED:
             raise _StopParsingError
         if self._rejected and self.url not in PROBE_PATHS:
@@ -356,18 +348,14 @@ class BoundedProtocol(HttpToolsProtocol):
             raise _StopParsingError
 
     def _reject(self, response: bytes) -> None:
-        """Rejects the request that is being received: sends `response` and closes the connection.
-
-        If an earlier request is still being processed, its response is sent and the connection is closed without
-        `response`, because responses must be in the order of the requests.
-        """
+        """Rejects the request that is being received: sends `response`, or if an earlier request is still being
+        processed, only the response to that one; then closes."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if self._state is not _State.BODY:
                 self._end_after_response()
                 return
-            # The application is already processing the rejected request, so it is notified that the rest of the body
-            # will not arrive.
+            # The application is already processing the rejected request: the rest of the body will not arrive.
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started or self.pipeline:
@@ -393,7 +381,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._state is _State.HEADERS:
             self._reject(TOO_SLOW)
         elif self.cycle is None or self.cycle.response_complete:
-            # No request has begun, or the response was sent before the whole body had arrived. So no response is due.
+            # No response is due: no request has begun, or the response was sent before the whole body arrived.
             self._is_closed = True
             self.transport.close()
             self._write_timeout.start()
