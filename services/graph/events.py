@@ -17,8 +17,9 @@ class WriteStamp(NamedTuple):
     """The time, version, event ids and trace of a write. They are decided before the write runs, so that a repeat has
     the same effect.
 
-    `at_ms` is its time (Unix milliseconds), `version` becomes the relation version of the users it changes, `event_ids`
-    holds one id for each event that it may cause, and `traceparent` is the trace context of the call.
+    `at_ms` is the time of the write (Unix milliseconds), `version` becomes the relation version of the users whose
+    edges the write changes, `event_ids` holds one id for each event that the write may cause, and `traceparent` is the
+    trace context of the call.
     """
 
     at_ms: int
@@ -28,10 +29,10 @@ class WriteStamp(NamedTuple):
 
 
 class EventBuilder:
-    """Builds the events of one write as records for the outbox, in `records`, in call order.
+    """Builds the events of one write. Each method appends one event, as a record for the outbox, to `records`.
 
-    Each event takes the next id of `change.event_ids`, so repeating the write builds identical events. Raises
-    StopIteration if the ids run out.
+    Each event gets the next id of `change.event_ids`, so a repeat of the write builds identical events. Methods raise
+    StopIteration if no id is left.
     """
 
     def __init__(self, change: WriteStamp) -> None:
@@ -56,11 +57,12 @@ class EventBuilder:
         self._add(event_pb2.UserUnblocked(user_id=user_id, target_id=target_id))
 
     def muted(self, user_id: int, target_id: int) -> None:
-        """Adds `user.muted` for a mute of `target_id` by `user_id`, keyed by `user_id`. The target must not learn of it."""
+        """Adds `user.muted` for a mute of `target_id` by `user_id`, keyed by `user_id`. The target must not learn of
+        it."""
         self._add(event_pb2.UserMuted(user_id=user_id, target_id=target_id))
 
     def unmuted(self, user_id: int, target_id: int) -> None:
-        """Adds `user.unmuted` for the end of that mute, keyed by `user_id`."""
+        """Adds `user.unmuted` for the end of a mute of `target_id` by `user_id`, keyed by `user_id`."""
         self._add(event_pb2.UserUnmuted(user_id=user_id, target_id=target_id))
 
     def tier_changed(self, user_id: int, celebrity: bool) -> None:

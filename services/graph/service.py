@@ -22,7 +22,7 @@ from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 
-# The proto's max_items of one streamed message.
+# Maximum numbers of followees and of edges in one streamed message: the proto's `max_items`.
 FOLLOWEES_PER_MESSAGE = 500
 EDGES_PER_MESSAGE = 1_000
 # The caller whose ids are not checked: identity sends ids of users that it has just read. Calling identity to check
@@ -60,7 +60,7 @@ class GraphService(GraphServiceServicer):
     async def stamp(self, events: int = MAX_EVENTS) -> WriteStamp:
         """Returns a stamp for a write that causes up to `events` events.
 
-        Its time never decreases while the process lives, even if the clock is set back.
+        The time of the stamp never decreases while the process runs, even if the clock is set back.
         """
         self._last_ms = at_ms = max(self._last_ms, int(self._clock() * 1000))
         version = await self._ids.mint()

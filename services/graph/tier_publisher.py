@@ -1,4 +1,4 @@
-"""Celebrity tiers: the rule that assigns them and the publisher that streams changes to subscribers.
+"""Celebrity tiers: the rule that assigns the tiers, and the publisher that streams their changes to subscribers.
 
 A celebrity has so many followers that fan-out does not add the author's tweets to home timelines; readers pull them
 instead.
@@ -22,21 +22,25 @@ from services.platform.background import BackgroundWorker
 from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 
-# Milliseconds for which a demotion is reported. A demoted author is still pulled into home timelines built before the
-# demotion, and a home timeline that was not read for 30 days is dropped. One day is spare.
+# Time in milliseconds after a demotion in which new subscribers get it in their snapshot. A demoted author is still
+# pulled into home timelines that were built before the demotion, and a home timeline that is not read for 30 days is
+# dropped. One day is spare.
 FORMER_CELEBRITY_RETENTION_MS = 31 * 24 * 3600 * 1000
-# Seconds between heartbeats. Subscribers drop a stream that is silent for 30 s, that is, after six lost heartbeats.
+# Time in seconds between two heartbeats. Subscribers end a stream that sends nothing for 30 s, that is, after six
+# missing heartbeats.
 HEARTBEAT_S = 5.0
-# The proto's max_items of one streamed message.
+# Maximum number of entries in one streamed message: the proto's `max_items`.
 MAX_ENTRIES = 1_000
-# Changes queued for one subscriber: far more than occur in a second. A subscriber this slow does better to reconnect
-# and read a snapshot.
+# Maximum number of changes queued for one subscriber; beyond it, its subscription ends with UNAVAILABLE. Far fewer
+# changes occur in a second, so a subscriber with a full queue should reconnect and read a new snapshot.
 MAX_PENDING = 10_000
-# How often a process reads the tiers that other processes wrote, and how long it serves the last result while reads
-# fail. Together they are far below the 60 s during which push and pull overlap after a tier change.
+# POLL_EVERY_S is the time in seconds between two reads of the tiers that other processes wrote. STALE_AFTER_S is the
+# maximum time in seconds for which the last result is used while reads fail. Their sum is far below the margin between
+# processes (60 s), during which the tweets of a promoted author are both appended and pulled.
 POLL_EVERY_S = 1.0
 STALE_AFTER_S = 10.0
-# Users classified in one transaction after the threshold has changed: about 10 ms in which other writes wait.
+# Maximum number of users classified in one transaction after the threshold was changed. The transaction takes about 10
+# ms, and other writes wait until it ends.
 RECLASSIFY_BATCH = 1_000
 
 log = structlog.get_logger(__name__)
@@ -46,8 +50,9 @@ log = structlog.get_logger(__name__)
 class TierRule:
     """Assigns tiers by follower count.
 
-    A user becomes a celebrity at `threshold` followers and stays one down to 0.8 of it. The gap keeps a single unfollow
-    and follow, repeated, from changing the tier each time.
+    A user becomes a celebrity at `threshold` followers and stays a celebrity until the count falls below 0.8 of
+    `threshold`. Because of the gap, one follower who unfollows and follows again and again does not change the tier
+    each time.
     """
 
     threshold: int
@@ -67,8 +72,8 @@ class TierRule:
     def from_count_alone(
         self, followers: int, choice: pb.TierChoice.ValueType = pb.TIER_CHOICE_AUTOMATIC
     ) -> pb.Tier.ValueType:
-        """Returns the tier by count and operator's choice, without regard to the current tier. Used after the threshold
-        has changed, when the current tier was assigned by another rule."""
+        """Returns the tier by number of followers and operator's choice, without regard to the current tier. Used after
+        the threshold was changed, because the current tiers were assigned by the old threshold."""
         by_count = pb.TIER_CELEBRITY if followers >= self.threshold else pb.TIER_NORMAL
         return _OVERRIDES.get(choice, by_count)
 
@@ -82,9 +87,9 @@ _OVERRIDES = {pb.TIER_CHOICE_NORMAL: pb.TIER_NORMAL, pb.TIER_CHOICE_CELEBRITY: p
 
 
 class TierPublisher:
-    """Publishes tiers to subscribers: all celebrities, and authors demoted within the last 31 days.
+    """Sends tiers to subscribers: all celebrities, and authors demoted within the last 31 days.
 
-    Belongs to one event loop. `clock` returns Unix seconds. If several entries of one user are published, the one with
+    For use by one event loop. `clock` returns Unix seconds. If several entries of one user are published, the one with
     the largest `changed_at_ms` is kept, so duplicates and reordering do no harm.
     """
 
@@ -149,7 +154,7 @@ class TierPoller(BackgroundWorker):
 
     It finds the changes that other processes of the service wrote; those of this process reach the publisher directly.
     It reads rows instead of events, because a consumer of events cannot know whether it has received all of them. If
-    reads fail for longer than STALE_AFTER_S, it marks the publisher's tiers as stale until one succeeds.
+    reads fail for longer than STALE_AFTER_S, it marks the publisher's tiers as stale until a read succeeds.
     """
 
     def __init__(
@@ -236,8 +241,8 @@ async def apply_threshold(tiers: TierStore, rule: TierRule, stamp: Callable[[int
     """Classifies all users again if the configured threshold differs from the one last applied. Returns how many
     changed tier.
 
-    `stamp(n)` returns a WriteStamp with `n` event ids. Call this before the service accepts requests. If the process
-    dies in between, the next start runs it again.
+    `stamp(n)` returns a WriteStamp with `n` event ids. Call this function before the service accepts requests. If the
+    process dies before all users are classified, the next start classifies all users again.
     """
     applied = await tiers.threshold()
     if applied == rule.threshold:

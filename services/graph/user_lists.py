@@ -12,12 +12,13 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import errors
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
-# The most suggestions over all pages. They are computed again for every page, so more pages would only repeat the work.
+# Maximum number of suggestions over all pages. All suggestions are computed again for every page, so a greater number
+# would make each page slower.
 MAX_SUGGESTIONS = 200
 
 
 class UserLists:
-    """Builds pages of users as one reader may see them; reader id 0 means a reader without a token.
+    """Builds pages of users as a reader may see them; the reader id 0 means that no reader is signed in.
 
     A cursor is valid for its own list only. A cursor of a private list (blocks, mutes, suggestions) is also valid for
     its owner only; any other use raises INVALID_ARGUMENT.
@@ -31,7 +32,7 @@ class UserLists:
         self._lists = VisibleUserPages(identity, stores.visibility.filter, cursors)
 
     async def states(self, user_ids: Sequence[int]) -> dict[int, user_pb2.UserState.ValueType]:
-        """Returns the state of each user by id; users that identity does not know are missing."""
+        """Returns the state of each user by id; omits ids that identity does not know."""
         answer = await self._identity.BatchGetUserRefs(user_service_pb2.BatchGetUserRefsRequest(ids=user_ids))
         return {entry.user_id: entry.state for entry in answer.refs}
 
@@ -59,7 +60,7 @@ class UserLists:
         return await self._page(listing, user_id, user_id, 0, cursor, size)
 
     async def suggestions(self, user_id: int, cursor: str, size: int) -> UserPage:
-        """Returns a page of users to follow, MAX_SUGGESTIONS over all pages.
+        """Returns a page of users to follow, at most MAX_SUGGESTIONS users over all pages.
 
         First come users followed by the user's own followees, then the most followed users, so that a new user gets
         suggestions too.

@@ -2,9 +2,10 @@
 
 Ids are positive 64-bit user ids, times are Unix milliseconds. A write that changes something commits its rows, the
 counts, the resulting tier and its events together. (On Cassandra they become complete eventually, even if the process
-dies in between.) A write that changes nothing stores no row and publishes no event. Once a write
-has returned, the next read of any process sees its changes. Every method raises UNAVAILABLE if the store cannot answer.
-After that the outcome of a write is unknown, and the caller may repeat the write with the same stamp.
+dies in between.) A write that changes nothing stores no row and publishes no event. Once a write has returned, the next
+read of any process returns its changes. The parameter `change` of a write is its write stamp. Every method raises
+UNAVAILABLE if the store cannot answer. After that the outcome of a write is unknown, and the caller may repeat the
+write with the same stamp.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from services.graph.events import WriteStamp
 
 TierHook = Callable[[Sequence[pb.TierEntry]], None]
 
-# The most events that one write causes: a block, plus two ended follows, plus a tier change for each of them.
+# Maximum number of events of one write: a block, the two follows that it ends, and a tier change of each of the two
+# followees.
 MAX_EVENTS = 5
 
 
@@ -137,7 +139,8 @@ class CountStore(Protocol):
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
 
-        `at_us` is the time of that decision in Unix microseconds. A call with an older decision changes nothing. Edges,
+        `at_us` is the time of the suspension, deactivation or reinstatement in Unix microseconds. A call changes
+        nothing if a call with a later `at_us` was made before. Edges,
         lists and the user's own counts stay as they are. If the call fails, the caller must repeat the call with the
         same arguments.
         """

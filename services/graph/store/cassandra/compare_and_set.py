@@ -10,11 +10,11 @@ from typing import Any
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.rpc import errors
 
-# Attempts of one write. An attempt fails only if another process writes the same row first; the writers of one process
-# queue per row.
+# Maximum number of attempts of one write; after that it fails with UNAVAILABLE. An attempt fails only if another
+# process writes the same row first; the writers of one process queue per row.
 MAX_ROUNDS = 12
-# Bounds in seconds of the random time that a writer waits after a lost race: at most BACK_OFF_S after the first, twice
-# as long after each further one, and never more than MAX_BACK_OFF_S. An LWT takes some milliseconds.
+# Bounds in seconds of the random delay before the next attempt: at most BACK_OFF_S after the first failed attempt,
+# twice as long after each further one, and never longer than MAX_BACK_OFF_S. An LWT takes some milliseconds.
 BACK_OFF_S = 0.005
 MAX_BACK_OFF_S = 0.2
 

@@ -10,7 +10,7 @@ from services.graph.store import EdgeLists, Listing, Position
 from services.graph.store.cassandra.follow_counts import FollowCounts
 from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING
 
-# Edges processed per step when a user becomes inactive or active again.
+# Maximum number of edges processed at once when a user becomes absent or active again.
 ABSENCE_STEP = 500
 
 
@@ -32,7 +32,7 @@ class CassandraCountStore:
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
 
-        If a follow is created while this call reads the lists, the call may not see the follow, and the follow stays
+        If a follow is created while this call reads the lists, the call may miss the follow, and the follow stays
         counted.
         """
         for listing, side in ((Listing.FOLLOWING, FOLLOWERS), (Listing.FOLLOWERS, FOLLOWING)):

@@ -42,26 +42,28 @@ from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, current_call
 
-# Maximum of background tasks per process. A task counts the followers of a user again, or publishes relation versions
-# that Redis did not accept. If this many tasks run already, the next follow of the user counts the followers instead,
-# and the intent sweeper publishes the versions.
+# Maximum number of background tasks per process. A task counts the followers of a user again, or writes relation
+# versions that Redis did not accept. If the maximum is reached, no task is started: the next follow of the user counts
+# the followers, and the intent sweeper writes the versions.
 MAX_DEFERRED = 1_000
-# Seconds between attempts to publish a relation version. Until it is published, readers that reach Redis may get the
-# edges from before the change.
+# Time in seconds between two attempts to write a relation version to Redis. Until it is written, processes that reach
+# Redis may use cached edges from before the change.
 PUBLISH_RETRY_S = 0.5
-# A user at least this many followers away from the next tier is not counted at each follow, which would be half of the
-# cost of a follow. Counting resumes after a quarter of the distance in this process, or after the time below. A user
-# who gains all these followers through many processes within that time is classified late.
+# Minimum number of followers to the next tier at which a user's followers are not counted at each follow, because the
+# count takes half of the time of a follow. The followers are counted again after a quarter of that number of follows
+# through this process, or after FAR_FROM_CHANGE_S seconds. If a user gains the whole number through many processes
+# within that time, the tier changes late.
 FAR_FROM_CHANGE = 500
 FAR_FROM_CHANGE_S = 60.0
-# Users known to be far from a tier change, at about 150 bytes: 15 MB. An evicted user is counted at the next follow.
+# Maximum number of users remembered as far from a tier change; beyond it, the least recently used one is dropped, and
+# the next follow counts the user's followers. A user takes about 150 bytes: 15 MB in all.
 MAX_FAR_FROM_CHANGE = 100_000
 
 log = structlog.get_logger(__name__)
 
 
 class EdgeWriter:
-    """Writes all pairs of a keyspace. `mint` returns new ids, `clock` returns Unix seconds."""
+    """Writes all pairs of one keyspace. `mint` returns new ids, `clock` returns Unix seconds."""
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class EdgeWriter:
         self._mint = mint
         self._clock = clock
         # By pair of users: the lock for which this process's writers of that pair queue. Writers of one pair take
-        # turns, because a writer that loses a race repeats its conditional write (LWT).
+        # turns, because a writer whose conditional write (LWT) fails must repeat it.
         self._queues: WeakValueDictionary[tuple[int, int], asyncio.Lock] = WeakValueDictionary()
         self._deferred: dict[Hashable, asyncio.Task[None]] = {}
         # Ids of users whose last count of followers may lack a later follow; a deferred task counts them again.
@@ -123,8 +125,8 @@ class EdgeWriter:
         return pair
 
     async def finish(self, pair: Pair, version: int) -> None:
-        """Runs the follow-up writes of the pair's last change and publishes `version` as the new relation version of
-        the users whose edges the change touched.
+        """Runs the follow-up writes of the pair's last change, and writes `version` to Redis as the new relation
+        version of the users whose edges the change touched.
 
         Idempotent: any process may call this method any number of times.
         """
@@ -154,8 +156,8 @@ class EdgeWriter:
             self._defer((pair.low, pair.high), self._publish_versions(pair, edge_change.readers()))
 
     async def close(self) -> None:
-        """Cancels the deferred tasks. The intent sweeper publishes their relation versions later; the next follow of a
-        user counts the user's followers."""
+        """Cancels the deferred tasks. Instead of them, the intent sweeper writes the relation versions to Redis, and
+        the next follow of a user counts the user's followers."""
         tasks = tuple(self._deferred.values())
         for task in tasks:
             task.cancel()
@@ -197,9 +199,9 @@ class EdgeWriter:
     async def _classify(self, user_id: int, change: WriteStamp, event_id: int) -> None:
         """Counts the user's followers and sets the user's tier (celebrity or not) from the count.
 
-        Skips both if the last count was at least FAR_FROM_CHANGE followers away from a tier change and is still recent.
-        If the count is not fresh, defers a second count to a background task. The event of a tier change gets the id
-        `event_id`.
+        Does nothing if the last count was at least FAR_FROM_CHANGE followers away from a tier change and is still
+        recent. If the count is not fresh, starts a background task that counts again. The event of a tier change gets
+        the id `event_id`.
         """
         until, room = self._far_from_change.get(user_id, (0.0, 0))
         now = asyncio.get_running_loop().time()
@@ -234,7 +236,8 @@ class EdgeWriter:
             await self._tier_rows.classify(user_id, count.edges, change, event_id)
 
     def _defer(self, key: Hashable, work: Coroutine[Any, Any, None]) -> bool:
-        """Runs `work` in the background, one task per key. Returns False if MAX_DEFERRED tasks are running."""
+        """Runs `work` in a background task. Drops `work` instead if a task with the same key is running, or if
+        MAX_DEFERRED tasks are. Returns whether a task with this key is running now."""
         if key in self._deferred or len(self._deferred) >= MAX_DEFERRED:
             work.close()
             return key in self._deferred

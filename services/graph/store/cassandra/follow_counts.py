@@ -15,18 +15,20 @@ from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Statement
 from services.platform.cassandra.keyspace import Keyspace
 
-# A dirty count of at most this many rows is counted at every read, so it is exact. That costs the server about a
-# millisecond.
+# Maximum size of a dirty count whose rows are counted at every read, so that the count is exact. Counting this many
+# rows takes the server about a millisecond.
 SMALL = 1_000
-# Milliseconds between two counts of the rows of a larger dirty count.
+# Minimum time in milliseconds between two counts of the rows of a dirty count above SMALL.
 RECOUNT_EVERY_MS = 1_000
-# The dirty mark and the rows of a change become visible within this time of each other, and clocks of processes differ
-# by less.
+# Time in milliseconds after which a change is settled: a count that begins later includes the change. The dirty mark
+# and the rows of a change become visible within this time of each other, and clocks of processes differ by less.
 SETTLED_AFTER_MS = 10_000
-# A partition of 100,000 rows is about 5 MB. If a user has more followers, new ones are sharded by their id.
+# Number of followers from which a user's list is sharded: new followers are stored in BUCKETS more buckets, by id. A
+# partition of 100,000 rows takes about 5 MB.
 SHARD_FROM = 100_000
 BUCKETS = 64
-# Users known to be sharded, at about 60 bytes: 6 MB. An evicted user is found again at the next count.
+# Maximum number of users remembered as sharded; beyond it, an arbitrary user is dropped and found again at the next
+# count. A user takes about 60 bytes: 6 MB in all.
 MAX_SHARDED_CACHED = 100_000
 # 2^64 divided by the golden ratio: multiplying by it spreads any difference between ids into the upper bits.
 _MIX = 0x9E3779B97F4A7C15
@@ -113,8 +115,8 @@ class FollowCounts:
 
     async def set_absent(self, user_id: int, side: int, other_ids: Sequence[int], absent: bool, at_us: int) -> None:
         """Excludes the user from the count `side` (FOLLOWERS or FOLLOWING) of each of `other_ids` if `absent` is true;
-        otherwise includes the user again. `at_us` is the time of that decision in Unix microseconds; of two calls the
-        one with the later decision wins."""
+        otherwise includes the user again. `at_us` is the time of the suspension, deactivation or reinstatement in Unix
+        microseconds; a call changes nothing if a call with a later `at_us` was made before."""
         if absent:
             statements = [(schema.UNCOUNT, (other_id, side, user_id, at_us)) for other_id in other_ids]
         else:

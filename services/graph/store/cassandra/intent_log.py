@@ -16,14 +16,15 @@ from services.graph.store.cassandra.relationship import Pair
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.cassandra.write_batcher import PartitionWriteBatcher
 
-# Partitions per minute: a few thousand rows each at thousands of follows per second.
+# Number of partitions per minute. At a thousand follows per second, each partition gets 15,000 small rows.
 SHARDS = 4
 # The TTL of intents in seconds, equal to the table's default TTL. A sweep covers all minutes of this time, and no mesh
 # is expected to be down for longer.
 LIVE_S = 3 * 24 * 3600
-# Seconds before its TTL at which an intent counts as expired, because the clocks of processes differ by less than this.
+# Time in seconds before its expiry from which an intent counts as expired. The clocks of processes differ by less.
 NEARLY_S = 600
-# Pairs known to be finished, at about 150 bytes: 15 MB. An evicted pair is looked up again.
+# Maximum number of pairs remembered as finished; beyond it, the least recently used one is dropped and read again when
+# needed. A pair takes about 150 bytes: 15 MB in all.
 MAX_KNOWN = 100_000
 _US = 1_000_000
 

@@ -19,16 +19,18 @@ from services.platform.background import BackgroundWorker
 from services.platform.cassandra.keyspace import Keyspace, Row
 from services.platform.log_events import LogEvent
 
-# Average time between two sweeps.
+# Average time in seconds between two sweeps of one process.
 EVERY_S = 30.0
-# Seconds after the end of a minute until it is swept: writers take seconds to finish, and clocks differ by less than
-# this.
+# Time in seconds from the end of a minute until its intents are swept. Writers take seconds to finish, and clocks
+# differ by less than this time.
 SETTLED_AFTER_S = 60
-# Minutes that the first sweep of a mesh covers: those in which its first processes wrote before any sweep was recorded.
+# Number of past minutes that the first sweep of a mesh covers, because processes may have written before any sweep was
+# recorded.
 FIRST_LOOK_MINUTES = 60
-# The most minutes that a sweep covers: older intents have expired.
+# Maximum number of past minutes that a sweep covers. The intents of earlier minutes have expired.
 MAX_LOOK_MINUTES = LIVE_S // 60
-# Partitions read in parallel. Nearly all but the newest are empty.
+# Maximum number of partitions read concurrently. Nearly all partitions but the newest are empty, so the results are
+# small.
 PARTITIONS_PER_READ = 256
 PAGE_ROWS = 1_000
 _SWEPT_TO = "swept_to_minute"

@@ -15,13 +15,14 @@ from services.graph.store.cassandra.user_index import UserIndex
 from services.graph.store.cassandra.visibility_cache import TOP
 from services.platform.cassandra.keyspace import Keyspace, Row
 
-# The first read of a sharded list asks each bucket for twice its even share, so that a second read is rare.
+# Each read of a sharded list asks every bucket for this many times an even share of the page, so that a second round of
+# reads is rare.
 SHARE_FACTOR = 2
-# Users whose edges a scan reads in parallel, and edges per read.
+# Maximum number of users whose edges a scan reads concurrently, and of edges of one user per read.
 SCAN_SOURCES = 50
 SCAN_ROWS = 5_000
-# For suggestions: followees of the user that are read, and followees that are read of each of them. So suggestions read
-# at most 2,500 rows in 51 reads.
+# Maximum number of the user's newest followees that suggestions read, and of the newest followees of each of them. So
+# suggestions read at most 2,500 rows in 51 reads.
 SUGGEST_FROM_FOLLOWEES = 50
 SUGGEST_FROM_EACH = 50
 _SCANNED = {

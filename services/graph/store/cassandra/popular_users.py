@@ -14,17 +14,18 @@ from services.graph.store.cassandra.user_index import MAX_RANGES
 from services.graph.store.cassandra.visibility_cache import TOP
 from services.platform.cassandra.keyspace import Keyspace
 
-# Number of users in a sample, and number of their newest followees that are read. A user whom one user in a hundred
-# follows is missed by one sample in 150.
+# Maximum number of users in a sample, and of the newest followees that are read of each. A user whom one user in a
+# hundred follows is missing from one sample in 150.
 SAMPLE = 500
 FROM_EACH = 50
-# Users whose followers are counted exactly, those found most often in the sample: more than any caller requests.
+# Maximum number of users whose followers are counted exactly: those whom most users in the sample follow. It is greater
+# than the number that any caller requests.
 MAX_CANDIDATES = 400
-# Seconds for which a result is cached. A sample costs up to a thousand parallel reads, about 100 ms, and the most
-# followed users change more slowly than this.
+# Time in seconds for which a result is cached. A sample takes up to a thousand concurrent reads, about 100 ms, and the
+# most followed users change more slowly.
 CACHED_S = 60.0
-# With fewer users than this the result is not cached: a sample then costs little, and in a small mesh the most followed
-# users change quickly.
+# Maximum number of users in a sample whose result is not cached: a small sample is fast, and in a small mesh the most
+# followed users change quickly.
 SMALL = 100
 
 

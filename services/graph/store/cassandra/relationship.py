@@ -61,9 +61,10 @@ class EdgeAction(Enum):
 class Pair(NamedTuple):
     """The row of two users, `low` having the lesser id.
 
-    `stamp` (microseconds) is the write timestamp of the copies of the row and only increases. `change` is the version
-    of the last change, None if there was none. `last` is a JSON text with the edges before that change and the change's
-    time, event ids and trace context, from which any process can finish it.
+    `stamp` (Unix microseconds) is the write timestamp of the copies of the row and only increases. `change` is the
+    version of the last change, None if the pair never changed. `last` is a JSON text with the edges before the last
+    change, and the time, event ids and trace context of the change. From it, any process can compute the follow-up
+    writes.
     """
 
     low: int
@@ -136,7 +137,7 @@ class EdgeChange(NamedTuple):
 
     @classmethod
     def of(cls, pair: Pair) -> EdgeChange:
-        """Reads the change from the row of a pair that was changed at least once."""
+        """Returns the last change of a pair that was changed at least once."""
         assert pair.change is not None
         before, at_ms, event_ids, traceparent = json.loads(pair.last)
         edges = tuple(edge and Edge(*edge) for edge in before)

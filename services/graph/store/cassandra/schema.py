@@ -60,7 +60,7 @@ CREATE TABLE IF NOT EXISTS tiers (
 CREATE TABLE IF NOT EXISTS told (user_id bigint PRIMARY KEY, change bigint);
 CREATE TABLE IF NOT EXISTS settings (name text PRIMARY KEY, value bigint);
 """
-# Intents of changes in progress, and whether their follow-up writes are done.
+# Intents, and whether the follow-up writes of their changes are done.
 _INTENT_LOG = """
 CREATE TABLE IF NOT EXISTS notes (
     minute bigint, shard tinyint, low bigint, high bigint, stamp bigint, done boolean,
@@ -68,8 +68,8 @@ CREATE TABLE IF NOT EXISTS notes (
 ) WITH default_time_to_live = 259200
     AND compaction = {'class': 'TimeWindowCompactionStrategy', 'compaction_window_unit': 'HOURS', 'compaction_window_size': 6};
 """
-# Follows that are excluded from the counts of `user_id` because the other user is not active. The write timestamp is
-# the time of that decision.
+# Follows that are excluded from the counts of `user_id` because the other user is absent. The write timestamp is the
+# time of the suspension or deactivation.
 _UNCOUNTED = """
 CREATE TABLE IF NOT EXISTS uncounted (user_id bigint, side tinyint, other_id bigint, PRIMARY KEY ((user_id, side), other_id))
 """
@@ -130,8 +130,8 @@ SET_COUNT = (
 COUNTS = "SELECT side, bucket, changed_ms, counted_ms, edges FROM counts WHERE user_id = ?"
 UNCOUNT = "INSERT INTO uncounted (user_id, side, other_id) VALUES (?, ?, ?) USING TIMESTAMP ?"
 COUNT_AGAIN = "DELETE FROM uncounted USING TIMESTAMP ? WHERE user_id = ? AND side = ? AND other_id = ?"
-# For at most UNCOUNTED_PER_READ ids. Almost no user has excluded edges, so this finds the few partitions that must be
-# counted.
+# Finds the users with excluded edges among at most UNCOUNTED_PER_READ ids. Almost no user has excluded edges, so only
+# few partitions must be counted.
 ANY_UNCOUNTED = "SELECT DISTINCT user_id, side FROM uncounted WHERE user_id IN ? AND side IN ?"
 UNCOUNTED_PER_READ = 50
 COUNT_UNCOUNTED = "SELECT count(*) FROM uncounted WHERE user_id = ? AND side = ?"

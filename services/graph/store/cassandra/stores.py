@@ -28,7 +28,8 @@ from services.platform.detached import DetachedWork
 from services.platform.events.log import EventLog
 from services.platform.service import Worker
 
-# Writes in progress: about some seconds of work. More would only wait past their deadlines.
+# Maximum number of concurrent writes of one process; a further write is rejected with RESOURCE_EXHAUSTED. This many
+# writes take some seconds, so more would only wait past their deadlines.
 MAX_WRITES = 2_000
 
 
@@ -47,15 +48,17 @@ async def open_stores(
     mint: Callable[[], Awaitable[int]],
     clock: Callable[[], float],
 ) -> CassandraGraphStores:
-    """Opens the stores on the service's keyspace after applying pending migrations. `mint` returns new ids, `clock`
-    Unix seconds. Raises UNAVAILABLE if Cassandra cannot be reached."""
+    """Opens the service's keyspace and applies missing migrations. `mint` returns new ids, `clock` Unix seconds. Raises
+    UNAVAILABLE if Cassandra does not answer, and FAILED_PRECONDITION if a newer release migrated the keyspace or
+    migrations are missing and `migrate_at_start` is off."""
     keyspace = await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE])
     outbox = Outbox(keyspace, log, clock, FinishedPairs(lambda: edge_writer))
     follow_counts = FollowCounts(keyspace, clock)
     tier_rows = TierRows(keyspace, outbox, rule)
     user_index = UserIndex(keyspace)
     edge_writer = EdgeWriter(keyspace, cluster.shared, outbox, follow_counts, tier_rows, mint, clock)
-    # Writes keep the caller's context and so its deadline: a write that waits past it is not started.
+    # Writes keep the caller's context, and so the caller's deadline: a write that waits past the deadline is not
+    # started.
     writes = DetachedWork(MAX_WRITES, keep_context=True)
     edges = CassandraEdgeStore(keyspace, edge_writer, writes)
     popular = PopularUsers(keyspace, follow_counts, clock)

@@ -1,4 +1,5 @@
-"""Stores tiers and operators' choices: one row for each user who ever had one, changed by compare-and-set only."""
+"""Stores tiers and operators' choices: one row for each user whose tier or choice was ever changed. Rows are changed by
+compare-and-set only."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _Due = tuple[pb.Tier.ValueType, pb.TierChoice.ValueType]
 
 
 class TierRow(NamedTuple):
-    """A user's tier, the operator's choice, and since when the tier holds (Unix milliseconds).
+    """A user's tier, the operator's choice, and the time of the last tier change (Unix milliseconds; 0: the tier never
+    changed).
 
     `change` is the id of the row's last change; `event` is the serialized event of that change, empty if the tier did
     not change.
@@ -130,7 +132,8 @@ class TierRows:
         self, user_id: int, due: Callable[[TierRow], _Due], change: WriteStamp, event_id: int
     ) -> tuple[TierRow, bool]:
         """Changes the user's row to the tier and choice that `due` returns for the current row. Returns the row after
-        that and whether the tier changed. Raises UNAVAILABLE if too many concurrent writes conflict on the row."""
+        the change, and whether the tier changed. Raises UNAVAILABLE if too many concurrent writes conflict on the
+        row."""
         for attempt in range(MAX_ROUNDS):
             current = await self._read_published(user_id)
             tier, choice = due(current)

@@ -11,15 +11,16 @@ from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.relationship import Statement
 from services.platform.cassandra.keyspace import Keyspace
 
-# One range holds the ids minted within 37 hours, because ids grow with time. So there are at most 16,384 ranges.
+# Number of low bits of a user id that its range drops. Ids grow with time, so one range holds the ids minted within 37
+# hours, and there are at most 16,384 ranges.
 RANGE_BITS = 49
 MAX_RANGES = 1 << (63 - RANGE_BITS)
-# Users that this process knows to be in the index, about 100 bytes each: 10 MB. A user evicted from this cache is
-# written again, which changes nothing.
+# Maximum number of users remembered as written to the index; beyond it, the least recently used one is dropped and
+# written again at the next edge, which changes nothing. A user takes about 100 bytes: 10 MB in all.
 MAX_KNOWN = 100_000
-# Users per read.
+# Maximum number of users per read of one range.
 PAGE_ROWS = 1_000
-# Ranges read in parallel.
+# Maximum number of ranges read concurrently.
 RANGES_A_READ = 16
 
 
@@ -29,7 +30,7 @@ class UserIndex:
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
         self._written: LRUCache[int, None] = LRUCache(MAX_KNOWN)
-        # At most MAX_RANGES.
+        # The ranges that this process has written to the index; at most MAX_RANGES.
         self._written_ranges: set[int] = set()
 
     def statements(self, user_ids: Iterable[int]) -> list[Statement]:

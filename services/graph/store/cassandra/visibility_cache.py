@@ -20,15 +20,16 @@ from services.graph.store.cassandra.relationship import Pair, pair_key
 from services.platform.cassandra.keyspace import Keyspace
 from services.platform.redis.shared_versions import SharedVersions
 
-# Cache size in array ids of 8 bytes: 64 MB. An author in a dict takes about eight times as much. With 20 authors each
-# it holds 36,000 readers.
+# Maximum weight of the cache, counted in ids of 8 bytes in an array: 64 MB. Beyond it, the least recently used reader
+# is dropped. An author in a dict takes as much as eight ids, so the cache holds 36,000 readers with 20 authors each.
 MAX_WEIGHT = 8_000_000
 _READER_WEIGHT = 60
 _AUTHOR_WEIGHT = 8
-# Authors cached per reader: about as many as a reader sees in a day. If there are more, all entries of this reader are
-# dropped.
+# Maximum number of cached authors of one reader; beyond it, all cached authors of the reader are dropped. A reader
+# reads tweets of about as many authors in a day.
 MAX_AUTHORS = 2_000
-# A reader with more blocks and mutes than this is not cached, so that one user cannot evict thousands of others.
+# Maximum number of blocks and mutes of a cached reader. A reader with more is not cached, so that one user cannot evict
+# thousands of others.
 MAX_CACHED_EDGES = 50_000
 PAGE_ROWS = 5_000
 TOP = Position((1 << 63) - 1, (1 << 63) - 1)
@@ -47,12 +48,12 @@ class _Reader:
         self.authors: dict[int, tuple[bool, bool]] = {}
 
     def weight(self) -> int:
-        """Returns the size of this entry in array ids."""
+        """Returns the size of this entry, counted in ids of 8 bytes."""
         return _READER_WEIGHT + len(self.blocked) + len(self.muted) + _AUTHOR_WEIGHT * len(self.authors)
 
 
 class CassandraVisibilityCache:
-    """Implements VisibilityStore. For use by one event loop; `mint` returns new ids."""
+    """Implements VisibilityStore on Cassandra and Redis. For use by one event loop; `mint` returns new ids."""
 
     def __init__(self, keyspace: Keyspace, shared: SharedVersions, mint: Callable[[], Awaitable[int]]) -> None:
         self._keyspace = keyspace

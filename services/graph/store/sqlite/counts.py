@@ -12,12 +12,13 @@ from services.graph.store.sqlite import schema as sql
 from services.platform.sqlite.absences import decide
 from services.platform.sqlite.database import Database
 
-# Edges processed in one transaction when a user becomes inactive or active again; other writes wait meanwhile.
+# Maximum number of edges processed in one transaction when a user becomes absent or active again; other writes wait
+# until the transaction ends.
 ABSENCE_STEP = 500
 
 
 class SqliteCountStore:
-    """Implements CountStore on SQLite. `lists` are those of the same database."""
+    """Implements CountStore on SQLite. `lists` reads the lists of the same database."""
 
     def __init__(self, db: Database, lists: EdgeLists) -> None:
         self._db = db

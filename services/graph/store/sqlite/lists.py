@@ -12,7 +12,8 @@ from services.graph.store.sqlite import schema as sql
 from services.graph.store.sqlite.transactions import relationship_of
 from services.platform.sqlite.database import Database
 
-# Suggestions read at most 2,500 rows, about 2 ms.
+# Maximum number of the user's newest followees that suggestions read, and of the newest followees of each of them. So
+# suggestions read at most 2,500 rows, which takes about 2 ms.
 SUGGEST_FROM_FOLLOWEES = 50
 SUGGEST_FROM_EACH = 50
 _TOP = Position((1 << 63) - 1, (1 << 63) - 1)

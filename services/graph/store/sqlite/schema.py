@@ -1,6 +1,7 @@
 """Tables and statements of the SQLite adapter.
 
-Every follow is stored in two tables, one per direction; both order by time. Deleting an edge deletes its rows.
+Every follow is stored in two tables, one per direction; both can be read in the order of time. Deleting an edge deletes
+its rows.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ CREATE TABLE tiers (
 );
 CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 """
-# The index for suggestions to users who follow nobody. Without it each such request would read and sort all counts.
+# The index for suggestions to users who follow nobody. Without the index, each request for these suggestions would read
+# and sort all counts.
 _POPULAR_SCHEMA = "CREATE INDEX counts_by_followers ON counts (followers DESC, user_id);"
 # Follows excluded from the counts of `user_id` because the other user is not active; `side` is 0 for followers, 1 for
 # followees.

@@ -19,13 +19,14 @@ from services.platform.sqlite.database import Database
 
 @dataclass(frozen=True, slots=True)
 class SqliteGraphStores(GraphStores):
-    """The stores with their database, for the relay of its outbox."""
+    """The stores, and the database whose outbox the relay reads."""
 
     db: Database
 
 
 async def open_stores(path: Path, rule: TierRule) -> SqliteGraphStores:
-    """Opens the file, or creates it. Raises FAILED_PRECONDITION if another process has it open."""
+    """Opens the file, or creates it. Raises FAILED_PRECONDITION if another process owns the file, if the file cannot be
+    opened as a database, or if a newer release migrated it."""
     return stores_on(await Database.open(path, sql.MIGRATIONS), rule)
 
 

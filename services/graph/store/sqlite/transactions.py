@@ -17,7 +17,8 @@ from services.platform.sqlite.absences import is_absent
 
 
 class WriteTransaction:
-    """One write transaction. Runs in the writer thread; the action methods return whether they changed anything."""
+    """One write transaction of graph; runs in the writer thread. The methods that change edges return whether they
+    changed anything. `tiers` holds the tiers that the transaction changed."""
 
     def __init__(self, connection: sqlite3.Connection, change: WriteStamp, rule: TierRule) -> None:
         self._connection = connection

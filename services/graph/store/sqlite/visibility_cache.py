@@ -19,17 +19,21 @@ from services.graph.store.sqlite import schema as sql
 from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.sqlite.database import Database
 
-# Readers' own edges, packed: 8 bytes an id, so 64 MB. With 200 followees each that is some 30,000 readers.
+# Maximum number of ids in the cached edges of all readers; beyond it, the least recently used reader is dropped. An id
+# takes 8 bytes in an array: 64 MB in all, or some 30,000 readers with 200 followees each.
 MAX_READER_EDGE_IDS = 8_000_000
-# The overhead of one entry, in ids: three arrays, a tuple, and its slot in the cache.
+# Overhead of one cached reader, counted in ids: three arrays, a tuple and the cache entry.
 _READER_WEIGHT = 60
-# Blocked users by blocker, as sets of about 64 bytes an id: 64 MB.
+# Maximum number of ids in the cached sets of blocked users; beyond it, the least recently used blocker is dropped. An
+# id takes about 64 bytes in a set: 64 MB in all.
 MAX_BLOCKED_IDS = 1_000_000
 _BLOCKS_WEIGHT = 8
-# Cached ids of authors who block nobody, as most users do, about 64 bytes each: 32 MB.
+# Maximum number of cached ids of authors who block nobody, as most users do; beyond it, an arbitrary id is dropped. An
+# id takes about 64 bytes: 32 MB in all.
 MAX_NON_BLOCKERS = 500_000
-# Maximum of ids in a cached list. A longer list of followees or blocked users is not cached; each look-up queries its
-# row. A reader with more blocks and mutes than this is not cached at all. So one user cannot evict thousands of others.
+# Maximum number of ids in a cached list. A longer list of followees or blocked users is not cached: each look-up reads
+# the row of the two users. A reader with more blocks and mutes is not cached at all. So one user cannot evict thousands
+# of others.
 MAX_CACHED_EDGES = 50_000
 _ALL = -1
 
