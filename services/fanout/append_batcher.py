@@ -1,5 +1,5 @@
-"""Collects entries into AppendHomeEntries calls of up to IDS_PER_CALL user ids, CALLS_IN_FLIGHT at a time. Calls get
-smaller while the timeline service exceeds the deadline of full ones."""
+"""Sends home timeline entries (a tweet id and user ids) to the timeline service, many per AppendHomeEntries call, and
+makes the calls smaller while they exceed their deadline."""
 
 from __future__ import annotations
 
@@ -13,26 +13,28 @@ from roost.timeline.v1 import timeline_service_pb2 as timeline
 
 from services.fanout.delivery_status import DeliveryTracker
 
-# The proto's limits: user ids per call (sum over its entries), and user ids per entry.
+# Maximum number of user ids per AppendHomeEntries call, summed over its entries, and maximum number per entry. The
+# proto states both; a call with more is rejected with INVALID_ARGUMENT.
 IDS_PER_CALL = 10_000
 IDS_PER_ENTRY = 1_000
-# The smallest call, in user ids. Each call that exceeds its deadline halves the size down to this; each successful call
-# adds a hundredth of IDS_PER_CALL.
+# Minimum number of user ids per call to which AdaptiveBatchSize can shrink: one full entry. Each call that exceeds its
+# deadline halves the number of user ids per call, each successful call adds GROWTH.
 MIN_IDS_PER_CALL = IDS_PER_ENTRY
 GROWTH = IDS_PER_CALL // 100
-# The timeline service applies one call while the next ones are collected; more calls would only queue there.
+# Maximum number of concurrent calls per batch of events; the next one waits until a call has ended. Enough to keep the
+# timeline service busy; further calls would only queue there.
 CALLS_IN_FLIGHT = 4
 
 
 class AdaptiveBatchSize:
-    """The number of user ids per call. It shrinks after DEADLINE_EXCEEDED, since a batch of the same size would fail
-    again and never finish."""
+    """Holds `ids`, the maximum number of user ids per call. It shrinks after DEADLINE_EXCEEDED, because a call of the
+    same size would fail again at each retry."""
 
     def __init__(self) -> None:
         self.ids = IDS_PER_CALL
 
     def record_outcome(self, error: BaseException | None) -> None:
-        """Adjusts the size after a call that returned (`error` is None) or failed."""
+        """Adjusts `ids` after a call. `error` is None if the call succeeded."""
         if error is None:
             self.ids = min(self.ids + GROWTH, IDS_PER_CALL)
         elif isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -40,14 +42,14 @@ class AdaptiveBatchSize:
 
 
 class HomeAppendBatcher:
-    """Collects home timeline entries and sends them. Create one for each batch of events; `append` is the stub's
-    AppendHomeEntries."""
+    """Sends the home timeline entries of one batch of events; create a new one for each batch. `append` is
+    AppendHomeEntries of the stub."""
 
     def __init__(self, append: Any, tracker: DeliveryTracker, size: AdaptiveBatchSize) -> None:
         self._append = append
         self._tracker = tracker
         self._size = size
-        # By tweet id: entries not yet delivered, whether queued, in flight or failed.
+        # By tweet id: the number of entries that are not delivered, whether they wait, are in flight or failed.
         self._undelivered: Counter[int] = Counter()
         self._slots = asyncio.Semaphore(CALLS_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,34 +58,35 @@ class HomeAppendBatcher:
         self._ids = 0
 
     async def add(self, tweet_ids: Sequence[int], user_ids: Sequence[int]) -> None:
-        """Queues these tweets for these users (at most IDS_PER_ENTRY). Waits while CALLS_IN_FLIGHT calls run. Raises
-        the error of any earlier call."""
+        """Adds one entry per tweet with all `user_ids` (at most IDS_PER_ENTRY) to the next call, and starts the call if
+        it is full. Waits while CALLS_IN_FLIGHT calls run. Raises the error of the first call that failed."""
         for tweet_id in tweet_ids:
             if self._ids + len(user_ids) > self._size.ids:
                 await self._send()
-            # Once per entry, because `_call` subtracts once per entry.
+            # Counts entries, not user ids: `_call` subtracts 1 per entry.
             self._undelivered[tweet_id] += 1
             self._request.entries.add(tweet_id=tweet_id, user_ids=user_ids)
             self._ids += len(user_ids)
 
     async def finish(self) -> None:
-        """Sends the rest and waits for all calls. Raises the first error of a call."""
+        """Sends the entries that wait, and waits until all calls have ended. Raises the error of the first call that
+        failed."""
         await self._send()
         while self._tasks:
             await asyncio.wait(self._tasks)
         self._check()
 
     async def wait_idle(self) -> None:
-        """Waits until no call is in flight, whatever the outcome; sends nothing."""
+        """Waits until all calls in flight have ended. Sends nothing and raises no error of a call."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def has_delivered(self, tweet_id: int) -> bool:
-        """Returns whether every entry added for the tweet was delivered."""
+        """Returns whether all entries that were added for the tweet are delivered."""
         return not self._undelivered[tweet_id]
 
     async def cancel(self) -> None:
-        """Cancels the calls in flight."""
+        """Cancels the calls in flight and waits until they have ended."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,6 +1,6 @@
 """Consumes tweet events and appends the tweets to home timelines.
 
-Idempotent: a home timeline stores each id once, however often and in whatever order it arrives.
+Idempotent, and independent of the order of events: a home timeline stores each tweet id once, in the order of the ids.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from services.platform.rpc import errors
 from services.shared.celebrity_tiers import CelebritySubscriber
 
 TOPICS = ("tweet.created", "tweet.restored")
-# A topic that only fan-out uses: the events of authors whose followers exceeded the quota of a batch, published a
-# second time.
+# A topic that only fan-out uses. It contains copies of the events whose authors needed more entries than QUOTA.
 LARGE_TOPIC = "fanout.large"
-# Events per batch of LARGE_TOPIC: each may need a hundred AppendHomeEntries calls.
+# Maximum number of events per batch of LARGE_TOPIC. Each event may need a hundred AppendHomeEntries calls.
 LARGE_BATCH = 32
-# Entries (pairs of tweet and follower) per author and batch: two full calls, which take some milliseconds. An author
-# with more continues on LARGE_TOPIC.
+# Maximum number of pairs of tweet and follower per author and batch of TOPICS: two full AppendHomeEntries calls. Beyond
+# it the author's events are appended to LARGE_TOPIC.
 QUOTA = 20_000
-# Authors whose followers are read concurrently.
+# Maximum number of authors whose followers are read from graph concurrently. The next ones are read when all of these
+# are done.
 AUTHORS_IN_FLIGHT = 16
-# Seconds after which the caller of a failed call should retry. The consumer of the log retries the batch with an
-# increasing delay.
+# `retry_after` of the error while the tiers are unknown, in seconds. Every error needs one; the consumer does not use
+# it but retries the batch with an increasing delay.
 RETRY_AFTER_S = 1.0
 
 HYBRID = "hybrid"
 
 
 class BatchProgress:
-    """Tracks which tweets of a failed batch were delivered, so that each retry starts where the last one stopped.
+    """Tracks which tweets of a batch are delivered, so that a retry of the batch skips them.
 
-    Without it, a batch that takes longer than the time between two failures of a service would never finish.
+    Without it, a batch that takes longer than the time between two failures of a service would never be finished.
     """
 
     def __init__(self) -> None:
@@ -52,21 +52,24 @@ class BatchProgress:
         self._tweets: set[int] = set()
 
     def of(self, events: Sequence[ConsumedEvent]) -> set[int]:
-        """Returns the set of tweet ids of this batch that were delivered, to which the caller adds. The set is empty if
-        the batch is not the one of the previous call."""
+        """Returns the ids of the tweets of this batch that are delivered; the caller adds to the set. The set is empty
+        if the previous call was for another batch."""
         batch = [event.event_id for event in events]
         if batch != self._batch:
             self._batch, self._tweets = batch, set()
         return self._tweets
 
     def end(self) -> None:
-        """Forgets the batch: if its events are consumed again (a replay), all of them are delivered again."""
+        """Forgets the batch, so that a replay delivers all of its events again."""
         self._batch, self._tweets = [], set()
 
 
 class Fanout:
-    """Delivers batches of events; `apply` and `apply_large` are the callbacks of the log's consumers. `clock` returns
-    Unix seconds."""
+    """Appends the tweets of events to the home timelines of their authors' followers.
+
+    `apply` and `apply_large` are the callbacks of the consumers of TOPICS and LARGE_TOPIC. `mode` is the timeline mode,
+    `clock` returns Unix seconds. Only tests pass another `quota` than QUOTA.
+    """
 
     def __init__(
         self,
@@ -90,10 +93,11 @@ class Fanout:
         self._progress, self._progress_large = BatchProgress(), BatchProgress()
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Delivers a batch. Authors who need more entries than the quota continue on LARGE_TOPIC.
+        """Delivers a batch of TOPICS. Appends the events of authors who need more entries than the quota to
+        LARGE_TOPIC.
 
-        Raises UNAVAILABLE while tiers are unknown, and the AioRpcErrors of graph and timeline. The consumer then
-        retries the batch, which continues where it stopped.
+        Raises UNAVAILABLE while the tiers are unknown, and the AioRpcErrors of graph and timeline. The consumer then
+        retries the batch; the retry skips tweets that are delivered.
         """
         large = await self._deliver(events, self._quota, self._progress)
         if large:
@@ -101,16 +105,15 @@ class Fanout:
         self._progress.end()
 
     async def apply_large(self, events: Sequence[ConsumedEvent]) -> None:
-        """Delivers a batch without a quota, however long it takes. Raises UNAVAILABLE while tiers are unknown, and the
-        AioRpcErrors of graph and timeline."""
+        """Delivers a batch of LARGE_TOPIC, without a quota. Raises the same errors as `apply`."""
         await self._deliver(events, None, self._progress_large)
         self._progress_large.end()
 
     async def _deliver(
         self, events: Sequence[ConsumedEvent], quota: int | None, progress: BatchProgress
     ) -> list[ConsumedEvent]:
-        """Delivers the events. Returns the events of authors who exceeded the quota, which are not delivered
-        completely."""
+        """Delivers the events and adds the ids of the delivered tweets to `progress`. Returns the events of authors who
+        need more entries than `quota` (None: no limit); some followers of these authors have not got them."""
         if self._hybrid and not self._tiers.fresh():
             raise errors.unavailable("celebrity tiers are unavailable; fan-out is paused", RETRY_AFTER_S)
         done = progress.of(events)
@@ -130,7 +133,8 @@ class Fanout:
                     await _run_all(serve(author) for author in authors[start : start + AUTHORS_IN_FLIGHT])
                 await batcher.finish()
             except Exception:
-                # If graph failed for one author, the entries of the others are still sent.
+                # The error may concern one author only. The entries of the other authors are sent, so that the retry
+                # can skip their tweets.
                 with contextlib.suppress(Exception):
                     await batcher.finish()
                 await batcher.wait_idle()
@@ -146,8 +150,8 @@ class Fanout:
         return [event for author in large for event in by_author[author].values()]
 
     def _to_push(self, events: Sequence[ConsumedEvent], done: Collection[int]) -> dict[int, dict[int, ConsumedEvent]]:
-        """Groups the events by author and tweet id. Leaves out delivered events and those of celebrities, whose tweets
-        readers pull."""
+        """Returns the events to deliver by author id and tweet id. Leaves out tweets that are in `done`, and tweets of
+        celebrities, which readers pull."""
         found: dict[int, dict[int, ConsumedEvent]] = {}
         now_ms = int(self._clock() * 1000)
         for event in events:
@@ -155,8 +159,8 @@ class Fanout:
             if tweet_id in done:
                 continue
             self._tracker.begin(tweet_id)
-            # In mode `pull` the tweets of celebrities are fanned out too, so that home timelines are complete if the
-            # mode is switched back.
+            # Only in timeline mode `hybrid` are celebrities left out. In mode `pull` all tweets are fanned out too, so
+            # that stored home timelines are complete when the mode is changed back.
             if self._hybrid and self._tiers.is_excluded_from_fanout(author, now_ms):
                 self._tracker.end(tweet_id, pb.FANOUT_STATE_PULLED)
             else:
@@ -166,8 +170,8 @@ class Fanout:
     async def _deliver_author(
         self, author: int, tweet_ids: Sequence[int], batcher: HomeAppendBatcher, quota: int | None
     ) -> bool:
-        """Queues the author's tweets for all followers, read from graph now and not from a cache. Returns False if the
-        quota was exceeded."""
+        """Passes the author's tweets and followers to `batcher`. The followers are read from graph now, without a
+        cache. Returns False, and stops, if more than `quota` pairs of tweet and follower are needed."""
         served = 0
         request = graph.StreamFollowerIdsRequest(user_id=author, page_size=IDS_PER_ENTRY)
         stream = self._graph.StreamFollowerIds(request)
@@ -183,8 +187,8 @@ class Fanout:
 
 
 def _tweet_of(event: ConsumedEvent) -> tuple[int, int]:
-    """Returns (tweet id, author id) of the event. Raises DecodeError or ValueError for any other payload, which makes
-    the log dead-letter it."""
+    """Returns the tweet id and the author id of an event of TOPICS. Raises DecodeError or ValueError if the payload is
+    not such an event; the consumer then makes it a dead letter."""
     body = event_pb2.Event.FromString(event.payload)
     match body.WhichOneof("body"):
         case "tweet_created":
@@ -196,7 +200,7 @@ def _tweet_of(event: ConsumedEvent) -> tuple[int, int]:
 
 
 async def _run_all(works: Iterable[Any]) -> None:
-    """Runs all works concurrently until each has ended, then raises the first error. So one failure does not cancel the
+    """Runs the awaitables concurrently until all have ended, then raises the first error. An error does not cancel the
     others."""
     results = await asyncio.gather(*works, return_exceptions=True)
     for result in results:

@@ -12,8 +12,7 @@ from services.shared.celebrity_tiers import CelebritySubscriber
 
 
 async def build(context: ServiceContext) -> Service:
-    """Builds the fan-out service with two consumers: one for new events, one for the events of authors with more
-    followers than the quota."""
+    """Returns the fan-out service. It has two consumers: of TOPICS, and of LARGE_TOPIC."""
     settings = context.settings
     tiers = CelebritySubscriber(context.channel, settings.clock_margin_s)
     tracker = DeliveryTracker(context.clock)

@@ -13,12 +13,14 @@ from services.fanout.delivery_status import DeliveryTracker
 from services.platform.events.log import Consumer, Lag
 from services.platform.rpc import errors
 
-# The context type differs between generated methods, and no method here uses the context.
+# The generated type of the context differs per method. No method here uses the context.
 _Context = Any
 
 
 class FanoutService(FanoutServiceServicer):
-    """Reports and controls fan-out. `outbox_lag` returns the lag of this process's outboxes."""
+    """Reports and controls fan-out. `main` and `large` are the consumers of TOPICS and LARGE_TOPIC. `outbox_lag`
+    returns the number and the age of the events of TOPICS that this process has not yet moved from an outbox to the
+    log."""
 
     def __init__(
         self, main: Consumer, large: Consumer, tracker: DeliveryTracker, outbox_lag: Callable[[], Awaitable[Lag]]
@@ -49,8 +51,8 @@ class FanoutService(FanoutServiceServicer):
         return answer
 
     async def GetFanoutLag(self, request: pb.GetFanoutLagRequest, context: _Context) -> pb.GetFanoutLagResponse:
-        # Read in the order in which events pass the stages: an event that passes to the next stage meanwhile is counted
-        # twice rather than not at all.
+        # An event passes from the outbox to TOPICS and from there to LARGE_TOPIC. The lags are read in this order, so
+        # an event that passes on between two reads is counted twice, not missed.
         lags: Sequence[Lag] = [await self._outbox_lag(), await self._main.lag(), await self._large.lag()]
         return pb.GetFanoutLagResponse(
             events=sum(lag.events for lag in lags),
@@ -71,7 +73,8 @@ class FanoutService(FanoutServiceServicer):
         return pb.ResumeFanoutResponse()
 
     async def ReplayFanout(self, request: pb.ReplayFanoutRequest, context: _Context) -> pb.ReplayFanoutResponse:
-        # Paused, so that no replayed event is delivered before the lag is read.
+        # The consumer is paused until the lag is read. Otherwise it could deliver replayed events first, and the
+        # response would report too few.
         self._main.pause()
         try:
             match request.WhichOneof("from"):
