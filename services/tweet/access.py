@@ -1,4 +1,4 @@
-"""Reads the tweets that calls refer to from the tweet service's own store."""
+"""Decides whether a user may act on a tweet, with tweets read from the tweet service's own store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.tweet.store import TweetStore
 
 
 def access_to(store: TweetStore, hydrator: Hydrator) -> TweetAccess:
-    """Returns the access rules over the tweets of `store`."""
+    """Returns the access rules for the tweets in `store`. `hydrator` decides which of them a reader may see."""
 
     async def find(tweet_id: int) -> tweet_pb2.TweetCore | None:
         cores = (await store.batch_get((tweet_id,))).cores

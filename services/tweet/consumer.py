@@ -1,6 +1,6 @@
-"""Consumes the service's own events to finish the side effects of a write, in the cluster backend only. After the
-commit of a write the process may die, or Redis may reject the new versions. The work is idempotent and independent of
-the order of events, because it depends on the present state of the tweet."""
+"""Consumes the service's own events to repeat the follow-up writes of a write, on the cluster backend only: after the
+commit the process may have died, or Redis may have rejected the new versions. The repeat is idempotent and independent
+of the order of events, because it reads the current state of the tweet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from roost.event.v1 import event_pb2
 from services.platform.events.log import Apply, ConsumedEvent
 
 GROUP = "tweet-settle"
-# Events after which other processes may hold stale cache entries. A new tweet is cached nowhere, so `tweet.created` is
-# not among them.
+# Events of changes after which caches of other processes may be outdated. `tweet.created` is not among them, because no
+# process has cached a new tweet.
 TOPICS = ("tweet.edited", "tweet.deleted", "tweet.restored")
 
 
 def finishing_side_effects(finish: Callable[[Sequence[int]], Awaitable[None]]) -> Apply:
-    """Returns the `apply` callback of a consumer of TOPICS. It passes the ids of a batch's tweets, each once, to
-    `finish`."""
+    """Returns the callback of a consumer of TOPICS. It passes the tweet ids of a batch, each once, to `finish`, which
+    repeats the follow-up writes."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
         await finish(list(dict.fromkeys(map(_tweet_id, events))))
@@ -28,5 +28,6 @@ def finishing_side_effects(finish: Callable[[Sequence[int]], Awaitable[None]]) -
 
 def _tweet_id(record: ConsumedEvent) -> int:
     event = event_pb2.Event.FromString(record.payload)
-    # Each of TOPICS has a `tweet_id`.
+    # The field of the event in the oneof is named after the topic (`tweet_edited`), and each event of TOPICS has a
+    # `tweet_id`.
     return int(getattr(event, record.topic.replace(".", "_")).tweet_id)

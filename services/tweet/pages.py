@@ -1,4 +1,5 @@
-"""Builds pages of the replies, quotes and retweeters of a tweet that the caller may see."""
+"""Builds pages of the replies, quotes and retweeters of a tweet. A page has only the tweets and users that the actor
+may see."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from services.tweet.store import TweetStores
 
 
 class TweetPages:
-    """Builds pages for the caller. A cursor is valid for the list that issued it, for every caller."""
+    """Builds pages for the call's actor. A cursor is valid for one list only, but for every actor."""
 
     def __init__(self, stores: TweetStores, hydrator: Hydrator, user_pages: VisibleUserPages, cursors: Cursors) -> None:
         self._links = stores.links
@@ -29,23 +30,25 @@ class TweetPages:
         self._cursors = cursors
 
     async def original(self, tweet_id: int) -> tweet_pb2.TweetCore:
-        """Returns the tweet; for a retweet, its original. Raises NOT_FOUND if the caller may not see the tweet or its
-        original."""
+        """Returns the tweet, or its original if it is a retweet. Raises NOT_FOUND if the actor may not see the tweet or
+        the original."""
         return await self._access.visible(calls.reader_id(), tweet_id)
 
     async def replies(self, request: Any) -> tweet_pb2.SerializedTweetPage:
-        """Returns the direct replies to `request.tweet_id`, newest first. Raises NOT_FOUND if it is hidden from the caller."""
+        """Returns a page of the direct replies to `request.tweet_id`, newest first. Raises NOT_FOUND if the actor may
+        not see this tweet."""
         tweet_id = (await self.original(request.tweet_id)).head.id
         return await self.page(request, f"replies/{tweet_id}", partial(self._links.list_replies, tweet_id))
 
     async def quotes(self, request: Any) -> tweet_pb2.SerializedTweetPage:
-        """Returns the quotes of `request.tweet_id`, newest first. Raises NOT_FOUND if it is hidden from the caller."""
+        """Returns a page of the quotes of `request.tweet_id`, newest first. Raises NOT_FOUND if the actor may not see
+        this tweet."""
         tweet_id = (await self.original(request.tweet_id)).head.id
         return await self.page(request, f"quotes/{tweet_id}", partial(self._links.list_quotes, tweet_id))
 
     async def retweeters(self, request: Any) -> UserPage:
-        """Returns the users who retweeted `request.tweet_id`, newest retweet first, and the next cursor. Raises
-        NOT_FOUND if it is hidden from the caller."""
+        """Returns a page of the users who retweeted `request.tweet_id`, newest retweet first, and the next cursor.
+        Raises NOT_FOUND if the actor may not see this tweet."""
         tweet_id = (await self.original(request.tweet_id)).head.id
 
         async def fetch(below: ListEntry | None, limit: int) -> Sequence[ListEntry]:
@@ -58,8 +61,9 @@ class TweetPages:
     async def page(
         self, request: Any, list_name: str, fetch: Callable[[int, int], Awaitable[Sequence[int]]]
     ) -> tweet_pb2.SerializedTweetPage:
-        """Returns a page of visible tweets. `fetch(before_id, limit)` returns up to `limit` ids below `before_id` (0: no
-        bound), newest first."""
+        """Returns a page of the tweets of a list that the actor may see. `request` has `cursor` and `page_size`;
+        `list_name` is part of the cursor. `fetch(before_id, limit)` returns up to `limit` ids of the list below
+        `before_id` (0: no bound), newest first. Raises INVALID_ARGUMENT if the cursor belongs to another list."""
         size = page_size_of(request)
         before_id = int(self._cursors.open(request.cursor, list_name, 0)[0]) if request.cursor else 0
         page = await fill_page(

@@ -8,9 +8,10 @@ from services.platform.periodic import PeriodicJob
 from services.tweet.store import PurgeStore
 
 PURGE = "tweet-purge"
-# Tweets per step: Cassandra purges them one by one, which takes a second or two.
+# Maximum number of tweets per step. Cassandra purges them one by one; 500 take a second or two.
 LIMIT = 500
-# The interval is half the grace period within these bounds, so that short graces, as in tests, are purged soon as well.
+# Bounds of the interval between two steps, in seconds. The interval is half the grace period, so that tests with a
+# short grace period need not wait.
 EVERY_MOST_S = 60.0
 EVERY_LEAST_S = 0.5
 
@@ -18,8 +19,8 @@ EVERY_LEAST_S = 0.5
 def purge_job(
     store: PurgeStore, clock: Callable[[], float], grace_s: int, may_run: Callable[[], Awaitable[bool]]
 ) -> PeriodicJob:
-    """Returns the job over `store`. `clock` returns Unix seconds; tweets are purged `grace_s` seconds after their
-    deletion; `may_run` returns whether this process holds the right to run it."""
+    """Returns a worker that purges tweets `grace_s` seconds after their deletion. `clock` returns Unix seconds.
+    `may_run` returns whether this process may run the job now: it holds the job's lease."""
 
     async def step(limit: int) -> int:
         return await store.purge(int(clock()) - grace_s, limit)

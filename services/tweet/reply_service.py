@@ -1,4 +1,5 @@
-"""The servicer of roost.tweet.v1.ReplyService. A reply is a tweet with a parent, so the rules of tweets apply to it."""
+"""The servicer of roost.tweet.v1.ReplyService. A reply is a tweet with a parent (the tweet that it replies to), so the
+rules of tweets apply to it."""
 
 from __future__ import annotations
 
@@ -47,15 +48,16 @@ class ReplyServicer(ReplyServiceServicer):
         return await self._threads.page(request)
 
     async def _parent_id(self, reply_id: int) -> int:
-        """Returns the id of the tweet that this is a reply to, also if the reply is deleted. Raises NOT_FOUND if it is
-        not a reply."""
+        """Returns the id of the reply's parent, even if the reply is deleted. Raises NOT_FOUND if there is no reply
+        with this id."""
         cores = (await self._tweets.batch_get((reply_id,))).cores
         if not cores or not cores[0].head.reply_to_id:
             raise _no_such_reply()
         return cores[0].head.reply_to_id
 
     async def _original_id(self, tweet_id: int) -> int:
-        """Returns the id that replies refer to: the original's for a retweet, else the tweet's own."""
+        """Returns the id that replies to this tweet have as their parent: that of the original if it is a retweet, else
+        `tweet_id`."""
         cores = (await self._tweets.batch_get((tweet_id,))).cores
         return (cores[0].head.retweet_of_id if cores else 0) or tweet_id
 

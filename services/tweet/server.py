@@ -18,12 +18,12 @@ from services.tweet.store import TweetStores
 from services.tweet.threads import Threads
 from services.tweet.writer import TweetWriter
 
-# Consumer group of the absence events.
+# Consumer group for the events that a user is suspended, deactivated or active again.
 ABSENCES = "tweet-absences"
 
 
 async def build(context: ServiceContext) -> Service:
-    """Builds the service on the stores of the process's backend."""
+    """Returns the tweet service, on SQLite on the embedded backend, on Cassandra and Redis on the cluster backend."""
     opened: OpenedStore[TweetStores] = await open_store(context)
     stores = opened.store
     hydrator = Hydrator(context.channel, shared_versions_of(context))

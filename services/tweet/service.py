@@ -15,13 +15,13 @@ from services.tweet.pages import TweetPages
 from services.tweet.store import TweetStores
 from services.tweet.writer import Draft, TweetWriter
 
-# Tweets per message of ScanTweets: some 200 KB.
+# Maximum number of tweets per message of ScanTweets, about 200 KB.
 SCAN_PAGE = 500
 
 
 class TweetServicer(TweetServiceServicer):
-    """Serves roost.tweet.v1.TweetService. `clock` returns Unix seconds. PurgeDeletedTweets removes tweets that were
-    deleted more than `delete_grace_s` seconds ago."""
+    """Serves roost.tweet.v1.TweetService. `clock` returns Unix seconds. PurgeDeletedTweets purges tweets that their
+    authors deleted more than `delete_grace_s` seconds ago."""
 
     def __init__(
         self,
@@ -87,7 +87,8 @@ class TweetServicer(TweetServiceServicer):
             return self._stores.lists.list_author(user_id, before_id, limit, replies=replies, retweets=retweets)
 
         page = await self._pages.page(request, f"user_tweets/{user_id}/{replies:d}{retweets:d}", fetch)
-        # If the page has a tweet, the reader may see its author. For an empty page this must be checked.
+        # A tweet on the page proves that the reader may see the author. An empty page proves nothing, so this is
+        # checked.
         if not page.tweets and not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
             raise errors.not_found("no such user")
         return page
@@ -109,7 +110,7 @@ class TweetServicer(TweetServiceServicer):
     async def BatchGetTweetCores(
         self, request: rpc.BatchGetTweetCoresRequest, context: object
     ) -> tweet_pb2.SerializedTweetCores:
-        # Parses into the wire type, which leaves each tweet as bytes.
+        # The wire type SerializedTweetCores leaves each tweet serialized.
         cores = await self._stores.tweets.batch_get_serialized(list(request.ids), request.viewer_id)
         return tweet_pb2.SerializedTweetCores.FromString(cores)
 

@@ -1,5 +1,5 @@
-"""Normalizes tweet texts to NFC and checks that their weighted length is 1 to 280 and that they have no control
-characters except line feed and tab. Nothing is trimmed, and bidirectional marks are allowed."""
+"""Normalizes tweet texts to NFC, and rejects texts whose weighted length is not 1 to 280 or that have control
+characters other than line feed and tab. Does not trim white space; allows bidirectional marks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from services.shared.text.visible import is_visible
 from services.tweet.weight import weighted_length
 
 MAX_WEIGHT = 280
-# The proto's bound, checked again after NFC, which may lengthen a text.
+# Maximum length in bytes of UTF-8. The proto has the same limit, but NFC may make a text longer, so it is checked
+# again.
 MAX_BYTES = 4_096
 
 # C0 controls except line feed and tab, two non-characters that some clients cannot read, and lone surrogates, which
 # UTF-8 cannot encode.
 _REFUSED = re.compile("[\x00-\x08\x0b-\x1f\ufffe\uffff\ud800-\udfff]")
-# ASCII contains an emoji only as a keycap with a non-ASCII sign, and a URL only around a full stop. Without a URL each
-# character weighs 1.
+# Finds a full stop that may be part of a URL. An ASCII text without one contains no URL, and no emoji either, because
+# each emoji has a character that is not ASCII. So each of its characters weighs 1.
 _ASCII_URL = re.compile(r"[^\s.]\.[A-Za-z]")
 
 
 def normalize_text(text: str) -> str:
-    """Returns the text as it is stored: in NFC, with LF for CR LF and CR. Raises INVALID_ARGUMENT on field `text` if it
-    is empty, too long or contains a refused character."""
+    """Returns the text as it is stored: in NFC, with line feeds in place of CR LF and CR. Raises INVALID_ARGUMENT for
+    the field `text` if the text has no visible character, is too long or has a control character."""
     text = with_line_feeds(text)
     if _REFUSED.search(text) is not None:
         raise errors.invalid_argument(
@@ -42,7 +43,7 @@ def normalize_text(text: str) -> str:
 
 
 def weight(text: str) -> int:
-    """Returns the weighted length of an NFC text: exact up to MAX_WEIGHT, and some larger number above it."""
+    """Returns the weighted length of a text in NFC. A result above MAX_WEIGHT is only a lower bound."""
     if text.isascii() and _ASCII_URL.search(text) is None:
         return len(text)
     return weighted_length(text, MAX_WEIGHT)

@@ -1,7 +1,8 @@
-"""Threads: the ancestors of a tweet, and the replies below it, depth first.
+"""Builds pages of threads. A thread is a tweet with its ancestors (the tweet that it replies to, and so on) and the
+replies below it, depth first.
 
-Caches the reply tree (ids only) by the version of its conversation. Each new reply makes a new version. Deletes, edits
-and blocks need none, because every read hydrates the ids anew.
+Caches pages as ids, with the version of the conversation. A new reply changes the version. Deletions, edits and blocks
+do not, because the ids are hydrated at each read.
 """
 
 from __future__ import annotations
@@ -21,27 +22,28 @@ from services.shared.hydration.hydrator import Hydrator
 from services.tweet.pages import TweetPages
 from services.tweet.store import MAX_PAGE, LinkLists
 
-# Levels of replies shown below the requested tweet, which bounds the number of reads of a page. Deeper replies are
-# shown by the thread of one of their ancestors.
+# Maximum number of levels of replies below the requested tweet. Each level needs a read of the store. Deeper replies
+# are in the threads of the replies above them.
 MAX_DEPTH = 100
-# Replies shown below each reply, oldest first, so that a reply with thousands of replies does not displace its siblings
-# from the page. The direct replies to the requested tweet are not limited.
+# Maximum number of direct replies that a thread shows below each reply, oldest first. Without it a reply with thousands
+# of replies would fill many pages before its next sibling. Direct replies to the requested tweet are not limited.
 MAX_BREADTH = 100
-# Nodes shown above and including the requested tweet, as many as a page may hold. Of a longer chain the first tweet and
-# the nearest ones are shown.
+# Maximum number of tweets from the first tweet of the thread down to the requested one, included: as many as the
+# largest page. If there are more, the first tweet and those nearest to the requested one are shown.
 MAX_SHOWN_ANCESTORS = 100
-# Ancestors read from the store. Depths are counted from the topmost of them. Reading more would cost time, and no
-# reader scrolls that far.
+# Maximum number of ancestors read from the store, the nearest ones. If there are more, the depths are counted from the
+# topmost ancestor that was read. Each ancestor needs a read.
 MAX_ANCESTORS = MAX_PAGE
-# Thread pages in the cache, usually 2 KB each, at most 20 KB.
+# Maximum number of cached pages, usually 2 KB each, at most 20 KB. Beyond it pages are evicted.
 CACHED_PAGES = 2_048
-# The version in the key keeps entries correct. The TTL drops entries that nobody reads and ids that were purged.
+# Seconds for which a page is cached. The version in its key keeps the page correct; the TTL removes pages of old
+# versions, and ids of purged tweets.
 TTL_S = 30.0
 
 
 class Node(NamedTuple):
-    """A tweet of a thread. `parent_id` is the tweet that it replies to (0: none, or purged); `depth` is the number of
-    replies between it and the first tweet of the thread."""
+    """A tweet of a thread. `parent_id` is the tweet that it replies to (0: it is no reply, or that tweet was purged).
+    `depth` is 0 for the first tweet of the thread, 1 for its direct replies, and so on."""
 
     id: int
     parent_id: int
@@ -49,8 +51,8 @@ class Node(NamedTuple):
 
 
 class ThreadPage(NamedTuple):
-    """One page of a thread. `ancestors` leads from the first tweet down to the requested one, included, and is empty on
-    later pages; `replies` follow depth first; `more` is True if another page follows."""
+    """One page of a thread. `ancestors` are the tweets from the first one down to the requested one, included; on later
+    pages there are none. `replies` are in depth-first order. `more` is true if another page follows."""
 
     ancestors: Sequence[Node]
     replies: Sequence[Node]
@@ -58,8 +60,8 @@ class ThreadPage(NamedTuple):
 
 
 class _PageKey(NamedTuple):
-    """The key of a cached page: the page of the tweet's thread after `after_id` (0: the first page; the tweet's own id:
-    from its first reply on) at this version of the conversation."""
+    """The key of a cached page. The page begins after the tweet `after_id` of the thread: 0 is the first page,
+    `tweet_id` itself begins with its first reply. `version` is the version of the conversation."""
 
     tweet_id: int
     after_id: int
@@ -68,7 +70,7 @@ class _PageKey(NamedTuple):
 
 
 class Threads:
-    """Pages of threads for the caller."""
+    """Builds pages of threads for the call's actor."""
 
     def __init__(self, links: LinkLists, pages: TweetPages, hydrator: Hydrator, cursors: Cursors) -> None:
         self._links = links
@@ -79,7 +81,7 @@ class Threads:
 
     async def page(self, request: reply_service_pb2.GetThreadRequest) -> tweet_pb2.SerializedThread:
         """Returns a page of the thread of `request.tweet_id`, or of its original if it is a retweet. Tweets that the
-        caller may not see are tombstones. Raises NOT_FOUND if the caller may not see the requested tweet."""
+        actor may not see are tombstones. Raises NOT_FOUND if the actor may not see the requested tweet."""
         core = await self._pages.original(request.tweet_id)
         tweet_id = core.head.id
         list_name = f"thread/{tweet_id}"
@@ -104,15 +106,16 @@ class Threads:
         top = Node(tweet_id, ancestor_ids[0] if ancestor_ids else 0, len(ancestor_ids))
         ancestors = [] if key.after_id else _shown_ancestors(top, ancestor_ids)
         reply_limit = max(key.page_size - len(ancestors), 0)
-        # Reads one reply more than the page holds, which shows whether another page follows.
+        # Reads one reply more than the page has room for. If it exists, another page follows.
         replies = await self._replies_depth_first(top, key.after_id or tweet_id, reply_limit + 1)
         return ThreadPage(ancestors, replies[:reply_limit], len(replies) > reply_limit)
 
     async def _replies_depth_first(self, top: Node, after_id: int, wanted: int) -> list[Node]:
-        """Returns the first `wanted` replies after `after_id`, depth first, siblings oldest first."""
+        """Returns the first `wanted` replies to `top` that follow `after_id` in depth-first order, siblings oldest
+        first."""
         known = await self._resume_points(top, after_id, wanted)
         asked: set[int] = set()
-        # Each iteration loads one more level, and only the children of nodes that are on the page.
+        # Each iteration reads the direct replies to those tweets of the page whose replies were not read yet.
         while missing := [n for n in known if n.id not in asked and n.depth - top.depth < MAX_DEPTH]:
             asked.update(node.id for node in missing)
             children = await self._links.batch_list_children([node.id for node in missing], MAX_BREADTH)
@@ -123,9 +126,10 @@ class Threads:
         return known
 
     async def _resume_points(self, top: Node, after_id: int, wanted: int) -> list[Node]:
-        """Returns the nodes at which the walk continues after `after_id`, in page order: its own children, then its
-        later siblings, then those of each ancestor up to `top`. Raises INVALID_ARGUMENT if `after_id` is no longer
-        below `top`."""
+        """Returns the tweets that follow `after_id`, in depth-first order, without the replies below them: the direct
+        replies to `after_id`, its later siblings, the later siblings of its parent, and so on up to the direct replies
+        to `top`. Raises INVALID_ARGUMENT if `after_id` is no longer below `top`, because a tweet between them was
+        purged."""
         path: Sequence[int] = ()
         if after_id != top.id:
             ancestor_ids = await self._links.list_ancestors(after_id, MAX_DEPTH)
@@ -136,7 +140,7 @@ class Threads:
                 )
             path = (after_id, *ancestor_ids[: ancestor_ids.index(top.id)])
         pending: list[Node] = []
-        # A node at MAX_DEPTH has no shown children.
+        # Replies to a tweet at MAX_DEPTH are not shown.
         nested = path if len(path) < MAX_DEPTH else path[1:]
         children = await self._links.batch_list_children(nested, MAX_BREADTH) if nested else {}
         done = 0
@@ -149,8 +153,9 @@ class Threads:
 
 
 def _shown_ancestors(top: Node, ancestor_ids: Sequence[int]) -> list[Node]:
-    """Returns the nodes from the first tweet down to `top`; `ancestor_ids` is nearest first. If there are more than
-    MAX_SHOWN_ANCESTORS, returns the first tweet and the ones nearest to `top`."""
+    """Returns the tweets from the first one of the thread down to `top`, included. `ancestor_ids` are the ancestors of
+    `top`, nearest first. If the result would have more than MAX_SHOWN_ANCESTORS tweets, leaves out those after the
+    first."""
     parents = (*ancestor_ids, 0)[1:]
     ancestors = [
         Node(i, parent, top.depth - n) for n, (i, parent) in enumerate(zip(ancestor_ids, parents, strict=True), 1)

@@ -1,9 +1,10 @@
 """Computes the weighted length of a text by the rules of twitter-text v3, in linear time.
 
-A URL weighs 23, an emoji 2 whatever its number of code points, most characters outside the European and Near Eastern
-scripts 2, all others 1. The top-level domains come from the package `twitter-text-parser`. Only its data files are
-read: the package imports `pkg_resources`, which setuptools has removed, and its URL pattern backtracks for 0.75 s over
-4 KB of `a-a-a-…`.
+A URL weighs 23, and an emoji 2, whatever their numbers of code points. Of the other characters, those of European and
+Near Eastern scripts weigh 1 and most others 2.
+
+The top-level domains come from the package `twitter-text-parser`. Only its data files are used: its code imports
+`pkg_resources`, which setuptools has removed, and its URL pattern backtracks for 0.75 s over 4 KB of `a-a-a-…`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from typing import NamedTuple
 
 URL_WEIGHT = 23
 EMOJI_WEIGHT = 2
-# Twitter's limits: a longer label is not a host name, a longer slug is not a t.co link.
+# Maximum characters of a label of a host name, and of the slug of a t.co link (below). A longer one is not part of a
+# URL. Both are limits of twitter-text.
 _MAX_LABEL_CHARS = 63
-# Prefix of a label that is encoded for DNS.
+# Prefix of a label that is encoded for DNS (Punycode).
 _ENCODED_PREFIX = "xn--"
 _MAX_TCO_SLUG_CHARS = 40
 
 _DISTRIBUTION = "twitter-text-parser"
-# A code point outside these ranges weighs 2.
+# A code point that weighs 2: any outside these ranges.
 _HEAVY = re.compile("[^\u0000-\u10ff\u2000-\u200d\u2010-\u201f\u2032-\u2037]")
 
 _SPACES = "\\x09-\\x0d\\x20\\x85\\xa0\u1680\u180e\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -38,14 +40,14 @@ _CYRILLIC = "\u0400-\u04ff"
 _PUNCTUATION = r"!'#%&()*+,\\\-./:;<=>?@\[\]^_{|}~$"
 _HOST_CHAR = f"[^{_PUNCTUATION}{_SPACES}{_DIRECTIONAL}{_INVALID}]"
 
-# A cheap test that most texts without a URL fail.
+# A fast check: a text that does not match has no URL.
 _MAYBE_URL = re.compile(r"[^\s.]\.[^\s.]")
-# A host with or without scheme: a run of labels in any script, up to the next scheme. The quantifiers are possessive,
-# so no character is read twice.
+# A host, with or without a scheme before it: a run of labels in any script that ends before the next scheme. Possessive
+# quantifiers prevent backtracking.
 _HOST = re.compile(
     rf"(https?://)?+({_HOST_CHAR}(?:(?!(?<![a-z0-9@$#])https?://)(?:{_HOST_CHAR}|[._-]))*+)", re.IGNORECASE
 )
-# Without a scheme only European letters belong to a host, except in the top-level domain.
+# A host without a scheme before it: only European letters, except in the top-level domain.
 _BARE_HOST = re.compile(
     rf"[a-z0-9{_LATIN}][-a-z0-9{_LATIN}]*+(?:\.[-a-z0-9{_LATIN}]++)*+(?:\.{_HOST_CHAR}++)?+", re.IGNORECASE
 )
@@ -57,7 +59,7 @@ _TAIL = re.compile(
     rf"(?::[0-9]++)?+(?P<path>/(?>{_PATH_CHAR}++|{_PARENS})*+)?+(?P<query>\?[a-z0-9!?*'@();:&=+$/%#\[\]\-_.,~|]*+)?+",
     re.IGNORECASE,
 )
-# Characters that a path or query may contain but not end with: a full stop after a link belongs to the sentence.
+# Characters that a path or a query may contain, but not end with: a full stop after a URL belongs to the sentence.
 _PATH_TRAIL = "!*';:,.$%[]\u2013~@|&"
 _QUERY_TRAIL = "!?*'@();:+$%[].,~|"
 _TCO = re.compile(r"https?://t\.co/([a-z0-9]+)", re.IGNORECASE)
@@ -66,11 +68,11 @@ _BAD_BEFORE = frozenset("@\uff20$#\uff03" + _INVALID + "0123456789abcdefghijklmn
 _BAD_BEFORE_BARE = _BAD_BEFORE | frozenset("-_./")
 
 
-# Most elements that one emoji joins: a family, or a couple with heart and kiss.
+# Maximum number of elements that zero-width joiners combine into one emoji, as in a family of four.
 _MAX_JOINED = 4
 _FLAG_LETTERS = "".join(map(chr, range(0x1F1E6, 0x1F200)))
-# Unicode's Extended_Pictographic: every emoji and every code point reserved for one, so it does not change as emoji are
-# added.
+# The code points with Unicode's property Extended_Pictographic. It includes code points that are reserved for future
+# emoji, so new emoji do not change it.
 _PICTOGRAPHS = "".join(
     f"{chr(first)}-{chr(last)}"
     for first, last in (
@@ -92,15 +94,15 @@ _PICTOGRAPHS = "".join(
 
 
 class Span(NamedTuple):
-    """A part of a text in code points; `end` is exclusive."""
+    """A part of a text. `start` and `end` are code point indices, `end` exclusive."""
 
     start: int
     end: int
 
 
 def weighted_length(text: str, stop_above: int) -> int:
-    """Returns the weighted length of an NFC text. Stops counting early above `stop_above`; a larger result is then only
-    a lower bound."""
+    """Returns the weighted length of a text in NFC. May stop counting once the result is above `stop_above`; a result
+    above it is only a lower bound."""
     weight = position = 0
     for start, end in find_urls(text):
         weight += _plain_weight(text[position:start], stop_above - weight) + URL_WEIGHT
@@ -111,7 +113,7 @@ def weighted_length(text: str, stop_above: int) -> int:
 
 
 def find_urls(text: str) -> list[Span]:
-    """Returns the URLs of a text in order, with or without `http://` or `https://`."""
+    """Returns the URLs of a text in its order, with and without a scheme (`http://`, `https://`)."""
     if _MAYBE_URL.search(text) is None:
         return []
     urls: list[Span] = []
@@ -152,14 +154,15 @@ def _without_scheme(text: str, match: re.Match[str]) -> list[Span]:
 
 
 def _host_end(text: str, start: int, end: int) -> int:
-    """Returns the index after the last top-level domain of the host between `start` and `end`; 0 if it has none."""
+    """Returns the end (exclusive) of the last top-level domain in the host between `start` and `end`; 0 if there is
+    none."""
     found = 0
     labels = text[start:end].split(".")
     position = start + len(labels[0]) + 1
     for before, label in itertools.pairwise(labels):
         if not _is_host_label(before):
             break
-        # Subdomains may contain an underscore, registered names may not.
+        # A subdomain may contain an underscore, but not the label before the top-level domain.
         if "_" not in before:
             found = _tld_end(text, position, label) or found
         position += len(label) + 1
@@ -171,7 +174,7 @@ def _is_host_label(label: str) -> bool:
         return False
     if label.isascii():
         return True
-    # An encoded label must be ASCII; a Unicode label must fit the bound once it is encoded.
+    # A label with the prefix of Punycode must be ASCII. Any other label must not exceed the limit after it is encoded.
     if label[:4].lower() == _ENCODED_PREFIX:
         return _BARE_LABEL.fullmatch(label) is not None
     return len(_ENCODED_PREFIX) + len(label.encode("punycode")) <= _MAX_LABEL_CHARS
@@ -190,8 +193,8 @@ def _tld_end(text: str, start: int, label: str) -> int:
 
 
 def _tail_end(text: str, host_end: int) -> int:
-    """Returns the end of the URL whose host ends at `host_end`: after port, path and query, without trailing
-    punctuation of the sentence."""
+    """Returns the end (exclusive) of the URL whose host ends at `host_end`. The URL includes port, path and query, but
+    not punctuation of the sentence after it."""
     tail = _TAIL.match(text, host_end)
     if tail is None:
         return host_end
@@ -205,7 +208,7 @@ def _tail_end(text: str, host_end: int) -> int:
 
 
 def _plain_weight(text: str, stop_above: int) -> int:
-    """Returns the weight of a text without URLs; may stop early above `stop_above`."""
+    """Returns the weight of a text without URLs. May stop counting once the result is above `stop_above`."""
     if text.isascii():
         return len(text)
     weight = position = 0
@@ -233,16 +236,16 @@ def _load_tlds() -> frozenset[str]:
             raise ImportError(f"{_DISTRIBUTION} has no {name}")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        # The pattern is one alternation of names in two groups, followed by a look-ahead.
+        # The pattern is `(?:(?:name|name|…)(?=…))`; the names are taken from it.
         names.update(getattr(module, name).pattern.partition(")(?=")[0].removeprefix("(?:(?:").split("|"))
     return frozenset(names)
 
 
 _TLDS = _load_tlds()
 _LONGEST_TLD = max(map(len, _TLDS))
-# Matches emoji by their grammar (Unicode Technical Standard #51), because a table of sequences is out of date with
-# every Unicode version: a base with style or skin tone, or with the tags of a regional flag, and others joined to it;
-# two flag letters; or a keycap.
+# Matches an emoji by the grammar of Unicode Technical Standard #51, because a table of emoji would be outdated by each
+# Unicode version. An emoji is: elements (a pictograph with style, skin tone or the tags of a regional flag) combined by
+# zero-width joiners; two flag letters; or a keycap.
 _ELEMENT = f"[{_PICTOGRAPHS}][\ufe0f\U0001f3fb-\U0001f3ff]?(?:[\U000e0030-\U000e007a]{{3,6}}\U000e007f)?"
 _EMOJI = re.compile(
     f"{_ELEMENT}(?:\u200d{_ELEMENT}){{0,{_MAX_JOINED - 1}}}|[{_FLAG_LETTERS}]{{2}}|[#*0-9]\ufe0f?\u20e3", re.DOTALL

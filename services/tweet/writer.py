@@ -29,19 +29,19 @@ from services.tweet.entities import extract
 from services.tweet.store import Claim, TweetStores
 from services.tweet.text import normalize_text
 
-# Edits of one tweet: enough to correct mistakes, too few to change a tweet with many likes into a different one step by
-# step.
+# Maximum number of edits per tweet. Beyond it edits are rejected with FAILED_PRECONDITION. Five are enough to correct
+# mistakes.
 MAX_EDITS = 5
-# Seconds to wait for the author's UserRef. A post must not fail if identity is slow: after this time the response
-# contains the author's id alone.
+# Maximum seconds that a post waits for the author fragment from identity. Then the response contains only the author's
+# id, because a post must not fail if identity is slow.
 AUTHOR_WAIT_S = 0.5
 
-# The two requests that create a tweet with text.
+# The requests that create a tweet with a text.
 PostRequest = rpc.CreateTweetRequest | reply_service_pb2.CreateReplyRequest
 
 
 class Draft(NamedTuple):
-    """The text and links of a tweet to create. A `reply_to_id` or `quote_of_id` of 0 means none."""
+    """A tweet to create. `reply_to_id` is 0 if it is no reply, `quote_of_id` is 0 if it is no quote."""
 
     author_id: int
     text: str
@@ -50,8 +50,8 @@ class Draft(NamedTuple):
 
 
 class TweetWriter:
-    """Applies the rules for writes, and returns tweets as their author sees them. `clock` returns Unix seconds. A tweet
-    may be edited for `edit_window_s` seconds after its creation."""
+    """Checks and stores writes of tweets, and returns the tweets hydrated for their author. `clock` returns Unix
+    seconds. A tweet can be edited for `edit_window_s` seconds after its creation."""
 
     def __init__(
         self, stores: TweetStores, hydrator: Hydrator, ids: Snowflake, clock: Callable[[], float], edit_window_s: int
@@ -67,10 +67,12 @@ class TweetWriter:
 
     async def post(self, draft: Draft, request: PostRequest) -> tweet_pb2.SerializedTweet:
         """Creates a tweet, reply or quote and returns it hydrated. A reply to a retweet, or a quote of one, refers to
-        the original. A repeat with the same idempotency key and body returns the first result. Raises INVALID_ARGUMENT
-        if the text is not valid, NOT_FOUND if the tweet that it replies to or quotes is deleted or hidden from the
-        author, PERMISSION_DENIED (BLOCKED) if that tweet is hidden only by a block between the two users,
-        ALREADY_EXISTS if the key was used with another body, UNIMPLEMENTED if it names media."""
+        the original. A repeat with the same idempotency key and body returns the tweet of the first call.
+
+        Raises INVALID_ARGUMENT if the text is not valid; NOT_FOUND if the parent or the quoted tweet is deleted or
+        hidden from the author; PERMISSION_DENIED (BLOCKED) if only a block hides it; ALREADY_EXISTS if the key was used
+        with another body; UNIMPLEMENTED if the request has media ids.
+        """
         if request.media_ids:
             raise errors.unimplemented("media are not supported yet: leave media_ids empty")
         text = normalize_text(draft.text)
@@ -79,7 +81,8 @@ class TweetWriter:
             parent = await self._access.actionable(draft.author_id, draft.reply_to_id) if draft.reply_to_id else None
             quoted = await self._access.actionable(draft.author_id, draft.quote_of_id) if draft.quote_of_id else None
         except errors.RoostError:
-            # The parent may have been deleted since the first attempt: the first result must still be returned.
+            # If the call is a repeat, the parent may have been deleted since the first call, whose tweet must still be
+            # returned.
             earlier = await self._tweets.find_claimed(draft.author_id, claim) if claim is not None else 0
             if not earlier:
                 raise
@@ -95,13 +98,17 @@ class TweetWriter:
         return tweet_pb2.SerializedTweet(tweet=core.core + author + NO_METRICS)
 
     async def edit(self, user_id: int, tweet_id: int, text: str) -> tweet_pb2.SerializedTweet:
-        """Replaces the text of the user's own tweet and returns it hydrated. If the text equals the current one, no new
-        version is stored, so a repeated call succeeds. Raises FAILED_PRECONDITION if `edit_window_s` is over
-        (EDIT_WINDOW_CLOSED), after MAX_EDITS edits (EDIT_LIMIT), or if it is a retweet (RETWEET); INVALID_ARGUMENT for
-        the text; PERMISSION_DENIED (NOT_AUTHOR) if another user wrote the tweet; NOT_FOUND if it is deleted or hidden
-        from the user."""
+        """Replaces the text of the user's own tweet and returns it hydrated. If `text` equals the current text, stores
+        nothing, so a repeat succeeds.
+
+        Raises FAILED_PRECONDITION if `edit_window_s` has passed (EDIT_WINDOW_CLOSED), after MAX_EDITS edits
+        (EDIT_LIMIT), or if the tweet is a retweet (RETWEET); INVALID_ARGUMENT if the text is not valid;
+        PERMISSION_DENIED (NOT_AUTHOR) if another user wrote the tweet; NOT_FOUND if it is deleted or hidden from the
+        user.
+        """
         text = normalize_text(text)
-        # An attempt fails only if a concurrent edit was stored first, and there can be at most MAX_EDITS edits.
+        # An attempt fails only if another edit of this tweet was stored meanwhile. There are at most MAX_EDITS edits,
+        # so one more attempt than that is enough.
         for _ in range(MAX_EDITS + 1):
             core = await self.live_own_tweet(user_id, tweet_id, "edit")
             if core.head.retweet_of_id:
@@ -174,13 +181,14 @@ class TweetWriter:
         await self._tweets.delete(tweet_id, int(self._clock()), await self._deleted(tweet_id, user_id))
 
     async def remove(self, tweet_id: int, action_id: int) -> None:
-        """Hides a tweet on behalf of the moderator's action `action_id`. Raises NOT_FOUND if it does not exist."""
+        """Hides a tweet from all readers by the moderation action `action_id`. Raises NOT_FOUND if the tweet does not
+        exist."""
         event = await self._deleted(tweet_id, (await self._access.existing(tweet_id)).head.author_id)
         await self._tweets.remove(tweet_id, action_id, int(self._clock()), event)
 
     async def restore(self, tweet_id: int, action_id: int) -> None:
-        """Undoes `remove`. Raises NOT_FOUND if the tweet does not exist, FAILED_PRECONDITION if another action hides
-        it."""
+        """Undoes `remove`. Raises NOT_FOUND if the tweet does not exist, FAILED_PRECONDITION if another moderation
+        action hides it."""
         author_id = (await self._access.existing(tweet_id)).head.author_id
         event = await self._events.record(event_pb2.TweetRestored(tweet_id=tweet_id, author_id=author_id))
         await self._tweets.restore(tweet_id, action_id, event)
@@ -194,7 +202,8 @@ class TweetWriter:
         return core
 
     async def hydrated(self, tweet_id: int) -> tweet_pb2.SerializedTweet:
-        """Returns the tweet as the caller sees it. Raises NOT_FOUND if it does not exist or is hidden from the caller."""
+        """Returns the tweet hydrated for the call's actor. Raises NOT_FOUND if the tweet does not exist or is hidden
+        from the actor."""
         found = (await self._hydrator.visible(calls.reader_id(), (tweet_id,), 1)).tweets
         if not found:
             raise no_such_tweet()
@@ -204,24 +213,23 @@ class TweetWriter:
         return await self._events.record(event_pb2.TweetDeleted(tweet_id=tweet_id, author_id=author_id))
 
     def _claim(self, request: PostRequest) -> Claim | None:
-        """Returns the claim for the request's idempotency key; None if it has no key. Keys of CreateTweet and
-        CreateReply are separate."""
+        """Returns the claim for the idempotency key of the request, None if the request has no key. The same key in
+        CreateTweet and in CreateReply makes two different claims."""
         key = request.idempotency_key
         if not key:
             return None
         body = deepcopy(request)
-        # The hash leaves out `user_id`, which is optional, so that a repeat with and one without this field have the
-        # same body.
+        # `user_id` is optional and says nothing new, so the hash leaves it out: repeats with and without it are equal.
         body.ClearField("idempotency_key")
         body.ClearField("user_id")
         digest = hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
-        # Clients cannot send a space in a key, so this prefix never collides.
+        # Keys of clients contain no space, so none equals a key with this prefix.
         scoped = key if isinstance(request, rpc.CreateTweetRequest) else f"{request.DESCRIPTOR.name} {key}"
         return Claim(scoped, digest, int(self._clock()))
 
     async def _author_fragment(self, user_id: int) -> bytes:
-        """Returns the author fragment of the caller; with the id alone if identity fails or takes longer than
-        AUTHOR_WAIT_S, because a post must not depend on it."""
+        """Returns the author fragment of the user. It contains only the id if identity fails or takes longer than
+        AUTHOR_WAIT_S."""
         fragment = None
         try:
             async with asyncio.timeout(AUTHOR_WAIT_S):
@@ -232,7 +240,8 @@ class TweetWriter:
 
     async def _require_author(self, user_id: int, core: tweet_pb2.TweetCore, action: str) -> None:
         if core.head.author_id != user_id:
-            # Raises NOT_FOUND if the user may not see the tweet: the error below would reveal that it exists.
+            # Raises NOT_FOUND if the user may not see the tweet. The error below would reveal to this user that the
+            # tweet exists.
             await self.hydrated(core.head.id)
             raise errors.permission_denied(f"only the author may {action} this tweet", Reason.NOT_AUTHOR)
 
@@ -244,8 +253,7 @@ def _new_core(
     parent: tweet_pb2.TweetCore | None,
     quoted: tweet_pb2.TweetCore | None,
 ) -> tuple[tweet_pb2.TweetCore, int]:
-    """Returns the TweetCore of a new tweet and its conversation id: the parent's conversation for a reply, else the
-    tweet's own id."""
+    """Returns the TweetCore of a new tweet and its conversation id: that of the parent for a reply, else `tweet_id`."""
     head = tweet_pb2.TweetHead(id=tweet_id, author_id=author_id)
     conversation_id = tweet_id
     if parent is not None:
