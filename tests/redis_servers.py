@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +12,8 @@ from pathlib import Path
 import pytest
 from redis import Redis, RedisError
 
+from tests.ports import free_port
 from tests.waiting import block_until
-
-
-def free_port() -> int:
-    """Returns a port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def program() -> str:
@@ -47,7 +40,7 @@ class Server:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> Server:
-        """Starts the server and waits until it answers."""
+        """Starts the server and waits until it answers. Raises RuntimeError if it ends instead."""
         defaults = (
             "--bind",
             "127.0.0.1",
@@ -62,7 +55,7 @@ class Server:
         )
         arguments = ["--port", str(self.port), "--dir", str(self.folder), *defaults, *self.options]
         self.process = subprocess.Popen([program(), *arguments])
-        wait_for(self.client.ping)
+        wait_for(self._is_up)
         return self
 
     def kill(self) -> None:
@@ -83,6 +76,12 @@ class Server:
             self.resume()
             self._end(signal.SIGTERM)
         self.client.close()
+
+    def _is_up(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"redis-server ended with code {self.process.returncode}; see {self.folder / 'log'}")
+        return bool(self.client.ping())
 
     def _end(self, how: signal.Signals) -> None:
         if self.process is not None:
@@ -110,10 +109,6 @@ def cluster(folder: Path, nodes: int = 3) -> Iterator[list[Server]]:
     ]
     try:
         for each in servers:
-            # The cluster bus uses the server's port plus 10,000.
-            while each.port > 55_000:
-                each.port = free_port()
-            each.client = Redis(port=each.port, socket_timeout=5)
             each.start()
         addresses = [f"127.0.0.1:{each.port}" for each in servers]
         subprocess.run(
@@ -138,7 +133,8 @@ def sentinels(folder: Path, master: Server, name: str, count: int = 3) -> Iterat
             watcher = Server(folder / f"sentinel{number}")
             (watcher.folder / "conf").write_text(
                 f"sentinel monitor {name} 127.0.0.1 {master.port} {count // 2 + 1}\n"
-                f"sentinel down-after-milliseconds {name} 500\n"
+                # Tests request the failover. A master that a busy machine suspends for a moment is not down.
+                f"sentinel down-after-milliseconds {name} 60000\n"
                 f"sentinel failover-timeout {name} 3000\n"
             )
             watcher.process = subprocess.Popen(

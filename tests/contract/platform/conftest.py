@@ -12,6 +12,7 @@ import pytest
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
 from services.platform.config import Settings
 from tests.cluster import Namespace
+from tests.ports import free_port
 from tests.waiting import POLL_S, WITHIN_S, wait_until
 
 TABLES = (
@@ -45,7 +46,8 @@ class Proxy:
     loop."""
 
     def __init__(self, host: str, port: int) -> None:
-        self.port = 0
+        # The port stays the same when the proxy is cut and starts again.
+        self.port = free_port()
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -54,7 +56,6 @@ class Proxy:
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     def silence(self) -> None:
         """Stops forwarding in both directions; connections stay open."""

@@ -29,7 +29,7 @@ def server(tmp_path: Path) -> Iterator[redis_servers.Server]:
 
 @pytest.fixture
 async def redis(server: redis_servers.Server) -> AsyncIterator[Redis]:
-    opened = await Redis.open(Settings(redis_url=server.url, redis_timeout_s=1))
+    opened = await Redis.open(Settings(redis_url=server.url, redis_timeout_s=5))
     yield opened
     await opened.close()
 
@@ -86,6 +86,7 @@ async def test_append_out_of_memory_drops_home(server: redis_servers.Server, red
 
 
 async def test_open_build_during_other_process_build_is_refused(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OTHERS_BUILD_MS", module.BUILDING_MS)
     ours, others = RedisHomeTimelines(redis), RedisHomeTimelines(redis)
     build = await others.open_build(ANN, NOW_MS, "hybrid")
     assert build is not None

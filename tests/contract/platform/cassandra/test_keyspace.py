@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -17,7 +18,6 @@ from services.platform.cassandra.driver import (
     FETCH_SIZE,
     IDEMPOTENT,
     NON_IDEMPOTENT,
-    RECONNECT_INTERVAL_S,
     SERIAL,
 )
 from services.platform.cassandra.keyspace import MAX_BATCH, MAX_CONCURRENT_STATEMENTS, MAX_ROWS, Cassandra, Keyspace
@@ -36,6 +36,9 @@ GET = "SELECT name FROM item WHERE id = ?"
 PUT_ENTRY = "INSERT INTO entry (list, place, name) VALUES (?, ?, ?)"
 ENTRIES = "SELECT place FROM entry WHERE list = ?"
 CLAIM = "INSERT INTO claim (name, owner) VALUES (?, ?) IF NOT EXISTS"
+OWNER = "SELECT owner FROM claim WHERE name = ?"
+# Seconds after which the statements of an impatient connection time out.
+IMPATIENT_S = 0.4
 
 
 @contextmanager
@@ -46,6 +49,18 @@ def call_with_seconds_left(seconds: float) -> Iterator[None]:
         yield
     finally:
         current_call.reset(token)
+
+
+def make_impatient(keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the statements of this keyspace's connection time out after IMPATIENT_S. Other connections stay patient, as
+    a busy machine needs."""
+    run = keyspace.cassandra.run
+
+    async def run_impatiently(statements: Any, profile: Any, deadline: float, *page: Any, **options: Any) -> Any:
+        soon = asyncio.get_running_loop().time() + IMPATIENT_S
+        return await run(statements, profile, min(deadline, soon), *page, **options)
+
+    monkeypatch.setattr(keyspace.cassandra, "run", run_impatiently)
 
 
 @contextmanager
@@ -173,19 +188,23 @@ async def test_prepare_failure_is_not_cached(keyspace: Keyspace) -> None:
     assert await keyspace.read(query, 1) == []
 
 
-async def test_read_without_answer_ends_at_call_deadline(over_proxy: Keyspace, proxy: Proxy) -> None:
+async def test_read_without_answer_ends_at_call_deadline(
+    over_proxy: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await over_proxy.write(PUT, 1, "a")
     await over_proxy.read(GET, 1)
+    # So long that a busy machine cannot delay the end of a call until then.
+    monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 2 * ENDS_WITHIN_S)
     proxy.silence()
     for ask in (over_proxy.read(GET, 1), over_proxy.write(PUT, 1, "b"), over_proxy.read_each(GET, [(1,), (2,)])):
         began = time.monotonic()
         with call_with_seconds_left(0.3), expect_error("DEADLINE_EXCEEDED"):
             await ask
-        assert 0.25 < time.monotonic() - began < module.STATEMENT_TIMEOUT_S
+        assert 0.25 < time.monotonic() - began < ENDS_WITHIN_S
     began = time.monotonic()
     with call_with_seconds_left(0.3), expect_error("DEADLINE_EXCEEDED"):
         await over_proxy.read("SELECT data FROM item WHERE id = ?", 1)
-    assert time.monotonic() - began < module.STATEMENT_TIMEOUT_S
+    assert time.monotonic() - began < ENDS_WITHIN_S
     with call_with_seconds_left(-1), expect_error("DEADLINE_EXCEEDED"):
         await over_proxy.read(GET, 1)
 
@@ -210,14 +229,17 @@ async def test_read_without_deadline_ends_at_statement_timeout(
 async def test_write_without_answer_is_retried_with_same_timestamp(
     over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 0.4)
     await over_proxy.write(PUT, 1, "a")
     timestamps: list[int] = []
     fresh = over_proxy.cassandra.timestamps.next_unique
     monkeypatch.setattr(
         over_proxy.cassandra.timestamps, "next_unique", lambda: timestamps.append(fresh()) or timestamps[-1]
     )
-    before = module._write_retries._value.get()
+    # The write is retried until the test heals the connection, however long its own statements take.
+    make_impatient(over_proxy, monkeypatch)
+    monkeypatch.setattr(module, "MAX_WRITE_ATTEMPTS", 1_000)
+    monkeypatch.setattr(module, "WRITE_RETRY_DELAY_S", 0.0)
+    monkeypatch.setattr(module, "WRITE_BUDGET_S", 2 * ENDS_WITHIN_S)
     proxy.hold_answers()
     write = asyncio.create_task(over_proxy.write(PUT, 1, "b"))
     # The write is stored, but the client does not know.
@@ -225,6 +247,7 @@ async def test_write_without_answer_is_retried_with_same_timestamp(
     first = await keyspace.read("SELECT writetime(name) FROM item WHERE id = ?", 1)
     # Another client writes in between: the retry must not overwrite it.
     await keyspace.write(PUT, 1, "c")
+    before = module._write_retries._value.get()
     await until(lambda: module._write_retries._value.get() > before)
     proxy.heal()
     await write
@@ -241,11 +264,26 @@ async def test_execute_lwt_without_answer_is_not_retried(
     over_proxy: Keyspace, keyspace: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await over_proxy.execute_lwt(CLAIM, "ann", 1)
-    monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 0.4)
+    make_impatient(over_proxy, monkeypatch)
     proxy.hold_answers()
+    sent = 0
+    execute_async = over_proxy.cassandra._session.execute_async
+
+    def count(*args: Any, **options: Any) -> Any:
+        nonlocal sent
+        sent += 1
+        return execute_async(*args, **options)
+
+    monkeypatch.setattr(over_proxy.cassandra._session, "execute_async", count)
     with expect_error("UNAVAILABLE", "OUTCOME_UNKNOWN"):
         await over_proxy.execute_lwt(CLAIM, "bob", 7)
-    assert await keyspace.read_serial("SELECT owner FROM claim WHERE name = ?", "bob") == [(7,)]
+    assert sent == 1
+    # On a busy machine the server may execute it after the caller gave up.
+    await until(lambda: _is_claimed(keyspace, "bob", 7))
+
+
+async def _is_claimed(keyspace: Keyspace, name: str, owner: int) -> bool:
+    return await keyspace.read_serial(OWNER, name) == [(owner,)]
 
 
 async def test_statements_use_expected_execution_profile(keyspace: Keyspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,15 +305,20 @@ async def test_statements_use_expected_execution_profile(keyspace: Keyspace, mon
     assert asked == [IDEMPOTENT, IDEMPOTENT, IDEMPOTENT, NON_IDEMPOTENT, SERIAL]
 
 
-async def test_lost_server_is_rejected_at_once_then_recovered(over_proxy: Keyspace, proxy: Proxy) -> None:
+async def test_lost_server_is_rejected_at_once_then_recovered(
+    over_proxy: Keyspace, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await over_proxy.write(PUT, 1, "a")
+    await over_proxy.read(GET, 1)
+    # So long that a busy machine cannot delay the rejection until then.
+    monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 2 * ENDS_WITHIN_S)
     await proxy.cut()
     began = time.monotonic()
     with pytest.raises(errors.RoostError) as caught:
         await over_proxy.read(GET, 1)
     assert caught.value.code == grpc.StatusCode.UNAVAILABLE
     assert caught.value.retry_after_s
-    assert time.monotonic() - began < module.STATEMENT_TIMEOUT_S
+    assert time.monotonic() - began < ENDS_WITHIN_S
     await proxy.start()
 
     async def answers() -> bool:
@@ -284,22 +327,22 @@ async def test_lost_server_is_rejected_at_once_then_recovered(over_proxy: Keyspa
         except errors.RoostError:
             return False
 
-    began = time.monotonic()
     await until(answers)
-    assert time.monotonic() - began < RECONNECT_INTERVAL_S * 5 + 5
 
 
 async def test_cancelled_caller_does_not_affect_others(over_proxy: Keyspace, proxy: Proxy) -> None:
     await over_proxy.write(PUT, 1, "a")
+    await over_proxy.read(GET, 1)
     proxy.hold_answers()
     left = [asyncio.create_task(over_proxy.read(GET, 1)) for _ in range(3)]
     stays = asyncio.create_task(over_proxy.read(GET, 1))
-    await asyncio.sleep(0.05)
+    await until(lambda: over_proxy.cassandra.in_flight == 4)
     for task in left:
         task.cancel()
     proxy.heal()
     assert await stays == [("a",)]
-    assert over_proxy.cassandra._limiter._free == module.RequestLimiter()._free
+    # Answers may arrive in any order.
+    await until(lambda: over_proxy.cassandra.in_flight == 0)
 
 
 async def test_close_fails_pending_requests(settings: Settings, keyspace: Keyspace, proxy: Proxy) -> None:
@@ -310,7 +353,7 @@ async def test_close_fails_pending_requests(settings: Settings, keyspace: Keyspa
     await over.read(GET, 1)
     proxy.hold_answers()
     read = asyncio.create_task(over.read(GET, 1))
-    await asyncio.sleep(0.05)
+    await until(lambda: opened.in_flight == 1)
     proxy_healed = asyncio.get_running_loop().call_later(0.2, proxy.heal)
     await opened.close()
     with expect_error("UNAVAILABLE", "STORE_UNAVAILABLE"):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from typing import IO
 
@@ -14,7 +15,7 @@ import grpc
 import pytest
 
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
-from services.platform.cassandra.worker_id import LEASES_MIGRATION, CassandraLease, LeaseTiming
+from services.platform.cassandra.worker_id import LEASED, LEASES_MIGRATION, CassandraLease, LeaseTiming
 from services.platform.config import Settings
 from services.platform.ids.snowflake import MAX_WORKER, RESERVE_MS, WORKER_BITS, Snowflake, timestamp_ms, wall_clock_ms
 from services.platform.rpc import errors
@@ -24,8 +25,13 @@ from tests.contract.platform.conftest import until
 pytestmark = pytest.mark.cluster
 
 ALL = "SELECT worker_id, owner, high_water_ms, ttl(owner) FROM worker_leases"
-# Short times, so that a lease expires within seconds.
+WRITTEN = "SELECT writetime(owner), ttl(owner) FROM worker_leases"
+# A lease that expires within seconds, for tests that wait for that.
 SHORT = LeaseTiming(3, 0.5, 1.5)
+# A lease that is renewed often and does not expire, however long a busy machine takes.
+OFTEN = LEASED._replace(renew_s=0.1)
+# Concurrent conditional writes of a test that writes the row of each worker id.
+AT_ONCE = 16
 
 CHILD = """
 import asyncio, sys
@@ -52,11 +58,13 @@ asyncio.run(main())
 class Clock:
     """A wall clock that a test sets."""
 
-    def __init__(self) -> None:
+    def __init__(self, stopped: bool = False) -> None:
+        """`stopped`: only the test advances the clock."""
         self.shift_ms = 0
+        self._stopped_ms = wall_clock_ms() if stopped else None
 
     def __call__(self) -> int:
-        return wall_clock_ms() + self.shift_ms
+        return (self._stopped_ms or wall_clock_ms()) + self.shift_ms
 
 
 @pytest.fixture
@@ -95,13 +103,16 @@ async def kill(lease: CassandraLease) -> None:
 async def test_open_leases_have_distinct_worker_ids(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
+    began = time.monotonic()
     opened.extend(await asyncio.gather(*(CassandraLease.open(leases_of, settings) for _ in range(8))))
     ids = [await lease.snowflake().mint() for lease in opened for _ in range(100)]
     assert len({worker_of(snowflake) for snowflake in ids}) == 8
     assert len(set(ids)) == 800
     rows = await leases_of.read(ALL)
     assert len(rows) == 8
-    assert all(owner and 50 < ttl <= 60 for _, owner, _, ttl in rows)
+    # TTLs are whole seconds.
+    oldest_s = time.monotonic() - began + 1
+    assert all(owner and LEASED.ttl_s - oldest_s <= ttl <= LEASED.ttl_s for _, owner, _, ttl in rows)
 
 
 async def test_close_stops_minting_and_releases_worker_id(leases_of: Keyspace, settings: Settings) -> None:
@@ -117,12 +128,16 @@ async def test_close_stops_minting_and_releases_worker_id(leases_of: Keyspace, s
 async def test_renewed_lease_keeps_minting(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
-    lease = await CassandraLease.open(leases_of, settings, SHORT)
+    lease = await CassandraLease.open(leases_of, settings, OFTEN)
     opened.append(lease)
     worker = lease.worker_id
     ((_, owner, first_mark_ms, _),) = await leases_of.read(ALL)
-    # Renewals raise the mark; after `ttl_s` the lease exists only because it was renewed.
-    await until(lambda: _mark_reached(leases_of, first_mark_ms + SHORT.ttl_s * 1000 + 500))
+    ((first_written_us, _),) = await leases_of.read(WRITTEN)
+    # Renewals raise the mark and write the owner again, with a new TTL.
+    await until(lambda: _mark_reached(leases_of, first_mark_ms + 500))
+    ((written_us, ttl),) = await leases_of.read(WRITTEN)
+    assert written_us >= first_written_us + 400_000
+    assert ttl is not None
     assert worker_of(await lease.ids.mint()) == worker
     assert [row[:2] for row in await leases_of.read(ALL)] == [(worker, owner)]
 
@@ -135,7 +150,7 @@ async def _mark_reached(keyspace: Keyspace, mark_ms: int) -> bool:
 async def test_unrenewed_lease_stops_minting_before_expiry(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
-    now_s, clock = 0.0, Clock()
+    now_s, clock = 0.0, Clock(stopped=True)
     lease = await CassandraLease.open(leases_of, settings, SHORT, clock, monotonic=lambda: now_s)
     await lease.ids.mint()
     await kill(lease)
@@ -157,7 +172,7 @@ async def test_unrenewed_lease_stops_minting_before_expiry(
 async def test_lost_lease_is_replaced_and_ids_increase(
     leases_of: Keyspace, settings: Settings, opened: list[CassandraLease]
 ) -> None:
-    lease = await CassandraLease.open(leases_of, settings, SHORT)
+    lease = await CassandraLease.open(leases_of, settings, OFTEN)
     opened.append(lease)
     first, old = await lease.ids.mint(), lease.worker_id
     assert (
@@ -176,7 +191,7 @@ async def test_open_skips_worker_ids_with_future_high_water_mark(
     # All worker ids but one have a high-water mark an hour ahead, or are leased.
     later = wall_clock_ms() + 3_600_000
     advance = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_id = ? IF high_water_ms = ?"
-    lots = [range(first, min(first + 64, MAX_WORKER + 1)) for first in range(0, MAX_WORKER + 1, 64)]
+    lots = [range(first, min(first + AT_ONCE, MAX_WORKER + 1)) for first in range(0, MAX_WORKER + 1, AT_ONCE)]
     for lot in lots:
         await asyncio.gather(
             *(leases_of.execute_lwt(advance, "x" if n % 2 else None, later, n, None) for n in lot if n != 700)
@@ -242,12 +257,13 @@ async def test_same_ordinal_in_two_processes_never_both_mint(
 
 
 async def test_suspended_process_mints_nothing_after_expiry(namespace: Namespace, leases_of: Keyspace) -> None:
-    command = [sys.executable, "-c", CHILD, *map(str, SHORT)]
-    environment = os.environ | namespace.environment
-    spawn = lambda: subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # noqa: E731
-    sleeper = spawn()
+    def spawn(timing: LeaseTiming) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CHILD, *map(str, timing)]
+        return subprocess.Popen(command, env=os.environ | namespace.environment, stdout=subprocess.PIPE, text=True)
+
+    sleeper = spawn(SHORT)
     assert sleeper.stdout is not None
-    worker = worker_of(int(await asyncio.to_thread(sleeper.stdout.readline)))
+    worker = worker_of(await asyncio.to_thread(_next_id, sleeper.stdout))
     try:
         sleeper.send_signal(signal.SIGSTOP)
         slept_at_ms = wall_clock_ms()
@@ -255,12 +271,13 @@ async def test_suspended_process_mints_nothing_after_expiry(namespace: Namespace
         await until(lambda: _is_free(leases_of, worker))
         fill = "UPDATE worker_leases SET owner = ? WHERE worker_id = ? IF owner = null"
         others = [n for n in range(MAX_WORKER + 1) if n != worker]
-        for first in range(0, len(others), 64):
-            await asyncio.gather(*(leases_of.execute_lwt(fill, "x", n) for n in others[first : first + 64]))
-        heir = spawn()
+        for first in range(0, len(others), AT_ONCE):
+            await asyncio.gather(*(leases_of.execute_lwt(fill, "x", n) for n in others[first : first + AT_ONCE]))
+        # Its lease does not expire while the test reads its ids.
+        heir = spawn(LEASED)
         assert heir.stdout is not None
         try:
-            assert worker_of(int(await asyncio.to_thread(heir.stdout.readline))) == worker
+            assert worker_of(await asyncio.to_thread(_next_id, heir.stdout)) == worker
             sleeper.send_signal(signal.SIGCONT)
             woken_at_ms = wall_clock_ms()
             mine = await asyncio.to_thread(_lines_until, sleeper.stdout, "refused: LEASE")
@@ -281,6 +298,14 @@ async def test_suspended_process_mints_nothing_after_expiry(namespace: Namespace
 
 async def _is_free(keyspace: Keyspace, worker: int) -> bool:
     return await keyspace.read("SELECT owner FROM worker_leases WHERE worker_id = ?", worker) == [(None,)]
+
+
+def _next_id(stream: IO[str]) -> int:
+    """Reads lines up to the first id; raises AssertionError if the stream ends without one."""
+    while line := stream.readline():
+        if line.strip().isdigit():
+            return int(line)
+    raise AssertionError("ended without an id")
 
 
 def _lines_until(stream: IO[str], last: str) -> list[str]:

@@ -19,6 +19,7 @@ from services.platform.rpc.errors import RoostError
 from services.timeline.store import CAPACITY, TRIM_ABOVE
 from services.timeline.store.redis.store import RedisHomeTimelines
 from tests import redis_servers
+from tests.ports import free_port
 from tests.redis_servers import Server
 from tests.waiting import wait_until_async
 
@@ -28,8 +29,8 @@ NOW_MS = 1_800_000_000_000
 
 
 @asynccontextmanager
-async def opened(url: str, timeout_s: float = 5.0) -> AsyncIterator[Redis]:
-    redis = await Redis.open(Settings(redis_url=url, redis_timeout_s=timeout_s))
+async def opened(url: str) -> AsyncIterator[Redis]:
+    redis = await Redis.open(Settings(redis_url=url, redis_timeout_s=5))
     try:
         yield redis
     finally:
@@ -49,7 +50,7 @@ async def warm(store: RedisHomeTimelines, user_id: int, ids: list[int]) -> bool:
 
 
 async def test_open_unreachable_server_error_names_address() -> None:
-    port = redis_servers.free_port()
+    port = free_port()
     for url in (
         f"redis://127.0.0.1:{port}/0",
         f"redis+cluster://127.0.0.1:{port}",
@@ -152,12 +153,15 @@ async def test_fail_over_leaves_homes_cold_and_writable(tmp_path: Path) -> None:
         redis_servers.wait_for(lambda: second.client.info("replication")["master_link_status"] == "up")
         with redis_servers.sentinels(tmp_path, first, "homes") as watchers:
             url = "redis+sentinel://" + ",".join(f"127.0.0.1:{each.port}" for each in watchers) + "/homes/0"
-            async with opened(url, 1.0) as redis:
+            async with opened(url) as redis:
                 store, entries = RedisHomeTimelines(redis), SharedVersions(redis)
                 assert await warm(store, 1, [5])
                 assert await entries.put_user(1, 1, b"text")
                 assert await store.append([(6, [1])]) == [1]
-                first.client.wait(1, 5_000)
+                # Not WAIT, which covers only the writes of its own connection.
+                redis_servers.wait_for(
+                    lambda: _offset(second, "slave_repl_offset") >= _offset(first, "master_repl_offset")
+                )
                 # The demoted master still answers for a while, but does not receive writes to the new one.
                 watchers[0].client.execute_command("SENTINEL", "FAILOVER", "homes")
                 await eventually(lambda: _port(redis), second.port)
@@ -167,6 +171,10 @@ async def test_fail_over_leaves_homes_cold_and_writable(tmp_path: Path) -> None:
                 assert await entries.users([1]) == [None]
                 await eventually(lambda: warm(store, 1, [5, 6]), True)
                 assert await _ids(store, 1) == [5, 6]
+
+
+def _offset(server: Server, field: str) -> int:
+    return int(server.client.info("replication")[field])
 
 
 def _move_slot(servers: list[Server], slot: int) -> None:
