@@ -228,8 +228,8 @@ class Settings(BaseSettings):
     # The address (host:port) of the registry service, which knows the addresses of services in other processes. An
     # entry in `static_peers` has priority. If empty, only `static_peers` is used.
     registry_address: str = ""
-    # The gRPC address (host:port) that this process registers for others to call; `grpc_address` if empty. Port 0 is replaced
-    # by the port that the process listens on.
+    # The gRPC address (host:port) that this process registers for others to call; `grpc_address` if empty. Port 0 is
+    # replaced by the port that the process listens on.
     advertised_address: str = ""
     # A file that contains `operator_token`, such as a mounted secret; set either this or `operator_token`, not both. A
     # file is safer, because other programs of the same user can read the variables of a process.

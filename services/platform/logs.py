@@ -18,7 +18,8 @@ from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.context import current_call
 
-# Log records in the buffer: far more than drivers log during one failed start.
+# Maximum number of buffered log records; beyond it the oldest are dropped. Drivers log far fewer during one failed
+# start.
 MAX_BUFFERED = 1_000
 
 
@@ -40,7 +41,7 @@ def trace_id(traceparent: str) -> str:
 
 
 class _BufferHandler(logging.Handler):
-    """Buffers log records; when full, drops the oldest. The bound is MAX_BUFFERED records."""
+    """Buffers the latest MAX_BUFFERED log records and drops older ones."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -166,7 +166,8 @@ class Process:
         return frozenset().union(*(callees_of(name, self._key_source.service) for name in self.states))
 
     def _called(self) -> dict[str, grpc.aio.Channel]:
-        """Returns the channels to the services in other processes that this one calls, by name; an edge proxy calls all.
+        """Returns the channels to the services in other processes that this one calls, by name; an edge proxy calls
+        all.
 
         Other services are left out, because a network policy may make them unreachable without harm to this process.
         """
@@ -181,7 +182,8 @@ class Process:
         return Health(self._state, dict(self.states), self.peers.states(), {"ids": fault} if fault else {})
 
     async def drain(self, end_early: asyncio.Event | None = None) -> None:
-        """Reports NOT_SERVING, leaves the registry, and serves for another `drain_s` seconds or until `end_early` is set.
+        """Reports NOT_SERVING, leaves the registry, and serves for another `drain_s` seconds or until `end_early` is
+        set.
 
         Load balancers and callers need this time to stop sending calls. Returns at once if the process has drained
         before.

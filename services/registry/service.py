@@ -13,13 +13,16 @@ from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from services.platform.background import BackgroundWorker
 from services.platform.rpc import errors
 
-# Instances renew three times within a lease, so one lost renewal does not remove an instance; a dead process is removed after 6 s.
+# Instances renew three times within a lease, so one lost renewal does not remove an instance; a dead process is removed
+# after 6 s.
 LEASE_MS = 6_000
-# Seconds between responses of a stream without changes. A watcher without a response for longer treats the stream as lost.
+# Seconds between responses of a stream without changes. A watcher without a response for longer treats the stream as
+# lost.
 HEARTBEAT_S = 5.0
 # Seconds between sweeps for expired leases.
 SWEEP_INTERVAL_S = 0.5
-# Instances of one service. A registry serves one or a few machines; more instances mean that a process registers in a loop.
+# Instances of one service. A registry serves one or a few machines; more instances mean that a process registers in a
+# loop.
 MAX_INSTANCES = 1_000
 
 
@@ -31,7 +34,8 @@ class _Lease:
 
 
 class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
-    """The registry of one mesh, in memory. As a worker it removes instances whose lease expired, every SWEEP_INTERVAL_S seconds.
+    """The registry of one mesh, in memory. As a worker it removes instances whose lease expired, every SWEEP_INTERVAL_S
+    seconds.
 
     `clock` returns unix seconds, `monotonic` returns seconds of a clock that never goes back.
     """
@@ -85,9 +89,11 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
     async def WatchInstances(
         self, request: pb.WatchInstancesRequest, context: Any
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
-        """Yields all instances of the service immediately, after each change, and every HEARTBEAT_S seconds without a change."""
+        """Yields all instances of the service immediately, after each change, and every HEARTBEAT_S seconds without a
+        change."""
         while not self._stopping:
-            # The event is created before the instances are read, so a change in between ends the wait below immediately.
+            # The event is created before the instances are read, so a change in between ends the wait below
+            # immediately.
             changed = self._change_events.setdefault(request.service, asyncio.Event())
             yield pb.WatchInstancesResponse(instances=self._instances(request.service))
             try:

@@ -36,8 +36,8 @@ MAX_TOKEN_BYTES = 4_096
 MAX_TOKEN_TTL_S = 86_400
 # Cached tokens, about 1 kB each: 50 MB at most.
 MAX_VERIFIED = 50_000
-# Maximum number of revoked sessions in memory, and the same number of revoked users. Each set takes about 20 MB when full.
-# If there are more, the oldest are dropped.
+# Maximum number of revoked sessions in memory, and the same number of revoked users. Each set takes about 20 MB when
+# full. If there are more, the oldest are dropped.
 MAX_REVOKED = 200_000
 # Seconds between two fetches of the keys. A client can send any number of tokens with unknown key ids; without this
 # interval each of them would cause a fetch.
@@ -54,28 +54,32 @@ log = structlog.get_logger(__name__)
 
 
 class VerificationKey(NamedTuple):
-    """An Ed25519 public key: `key_id` is the `kid` in the headers of its tokens, `x` the key in base64url (RFC 8037)."""
+    """An Ed25519 public key: `key_id` is the `kid` in the headers of its tokens, `x` the key in base64url (RFC
+    8037)."""
 
     key_id: str
     x: str
 
 
 class KeySource(Protocol):
-    """The service that issues access tokens, as the composition of the process names it: the platform knows no service."""
+    """The service that issues access tokens, as the composition of the process names it: the platform knows no
+    service."""
 
     @property
     def service(self) -> str:
         """The name of the service that `fetch` calls, such as "identity"."""
 
     async def fetch(self, channel: grpc.aio.Channel) -> Sequence[VerificationKey]:
-        """Returns the public keys of all tokens that may be valid now. Raises AioRpcError if the service does not answer."""
+        """Returns the public keys of all tokens that may be valid now. Raises AioRpcError if the service does not
+        answer."""
 
 
 FetchKeys = Callable[[], Awaitable[Sequence[VerificationKey]]]
 
 
 class PinnedRegistry(JWSRegistry):
-    """A registry with one algorithm, EdDSA, without the library's warning that RFC 9864 renames it: clients know the old name."""
+    """A registry with one algorithm, EdDSA, without the library's warning that RFC 9864 renames it: clients know the
+    old name."""
 
     def get_alg(self, name: str) -> Any:
         """Returns the algorithm EdDSA. Raises UnsupportedAlgorithmError for any other name."""
@@ -88,17 +92,19 @@ REGISTRY = PinnedRegistry()
 
 
 class Revocations:
-    """The sessions and users whose tokens are rejected before they expire, at most `max_entries` of each; the oldest are evicted.
+    """The sessions and users whose tokens are rejected before they expire, at most `max_entries` of each; the oldest
+    are evicted.
 
-    An entry of a session is stored for `session_ttl_s` seconds, the lifetime of its access tokens. An entry of a user is stored for
-    MAX_TOKEN_TTL_S seconds, so that it also covers tokens of MintTokens. `clock` returns unix seconds.
+    An entry of a session is stored for `session_ttl_s` seconds, the lifetime of its access tokens. An entry of a user
+    is stored for MAX_TOKEN_TTL_S seconds, so that it also covers tokens of MintTokens. `clock` returns unix seconds.
     """
 
     def __init__(self, clock: Callable[[], float], session_ttl_s: float, max_entries: int = MAX_REVOKED) -> None:
         self._clock = clock
         self._session_ttl_s = session_ttl_s
         self._max_entries = max_entries
-        # Id → (tokens issued up to this time are rejected, time at which the entry expires), oldest first, in unix seconds.
+        # Id → (tokens issued up to this time are rejected, time at which the entry expires), oldest first, in unix
+        # seconds.
         self._sessions: dict[int, tuple[float, float]] = {}
         self._users: dict[int, tuple[float, float]] = {}
 
@@ -107,7 +113,8 @@ class Revocations:
         self._add(self._sessions, session_id, math.inf, self._session_ttl_s)
 
     def revoke_user(self, user_id: int, before: float) -> None:
-        """Rejects the user's tokens issued up to `before` (unix seconds). The latest `before` of several calls counts."""
+        """Rejects the user's tokens issued up to `before` (unix seconds). The latest `before` of several calls
+        counts."""
         self._add(self._users, user_id, before, MAX_TOKEN_TTL_S)
 
     def is_revoked(self, actor: Actor, issued_at: float) -> bool:
@@ -130,8 +137,8 @@ class Revocations:
                 if body == "session_revoked":
                     self.revoke_user(event.session_revoked.user_id, before)
                 elif body in ("user_suspended", "user_deleted"):
-                    # The event was appended after the suspension was committed, and a log-in after the commit is refused. So the
-                    # time of the append covers every token that a concurrent log-in may have got.
+                    # The event was appended after the suspension was committed, and a log-in after the commit is
+                    # refused. So the time of the append covers every token that a concurrent log-in may have got.
                     self.revoke_user(getattr(event, body).user_id, max(before, consumed.appended_ms / 1000))
 
     def _add(self, entries: dict[int, tuple[float, float]], key: int, before: float, ttl_s: float) -> None:
@@ -145,8 +152,8 @@ class Revocations:
 class Verifier:
     """Verifies the signature, claims, expiry and revocation of access tokens and returns their actors.
 
-    `fetch_keys` returns the issuer's current public keys. It runs in an empty context, without a user's token or deadline. `clock`
-    returns unix seconds. At most `max_verified` verified tokens are cached.
+    `fetch_keys` returns the issuer's current public keys. It runs in an empty context, without a user's token or
+    deadline. `clock` returns unix seconds. At most `max_verified` verified tokens are cached.
     """
 
     def __init__(
@@ -168,7 +175,8 @@ class Verifier:
         self._refetching: asyncio.Task[None] | None = None
 
     def cached(self, token: str) -> Actor | None:
-        """Returns the actor if the token is cached and neither expired nor revoked, else None. Costs no cryptography and no call."""
+        """Returns the actor if the token is cached and neither expired nor revoked, else None. Costs no cryptography
+        and no call."""
         entry = self._verified.get(token)
         if entry is None:
             return None
@@ -181,8 +189,8 @@ class Verifier:
     async def verify(self, token: str) -> Actor:
         """Returns the token's actor.
 
-        Raises UNAUTHENTICATED if the token is malformed, forged, expired or revoked. Raises UNAVAILABLE if the signing keys cannot be
-        fetched and none of the cached keys fits.
+        Raises UNAUTHENTICATED if the token is malformed, forged, expired or revoked. Raises UNAVAILABLE if the signing
+        keys cannot be fetched and none of the cached keys fits.
         """
         if (actor := self.cached(token)) is not None:
             return actor
@@ -252,10 +260,11 @@ def _parse(token: str) -> tuple[jws.CompactSignature, str]:
 
 
 def _read(signed: jws.CompactSignature, key: OKPKey, token: str, now: float) -> tuple[Actor, float, float]:
-    """Returns (actor, issued at, expires at), the times in unix seconds, after verification of the signature and the claims.
+    """Returns (actor, issued at, expires at), the times in unix seconds, after verification of the signature and the
+    claims.
 
-    Raises UNAUTHENTICATED if the signature is wrong, a claim is missing or of another type, issuer or audience differ, or `nbf` is
-    more than CLOCK_SKEW_S in the future. Does not check the expiry.
+    Raises UNAUTHENTICATED if the signature is wrong, a claim is missing or of another type, issuer or audience differ,
+    or `nbf` is more than CLOCK_SKEW_S in the future. Does not check the expiry.
     """
     try:
         genuine = jws.validate_compact(signed, key, registry=REGISTRY)

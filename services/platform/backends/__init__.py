@@ -1,5 +1,5 @@
-"""Opens the store of a service on the backend of its process, and gives access to the connections of the cluster backend.
-Import `cluster` only if the cluster backend is chosen: its drivers take half a second to import.
+"""Opens the store of a service on the backend of its process, and gives access to the connections of the cluster
+backend. Import `cluster` only if the cluster backend is chosen: its drivers take half a second to import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ S = TypeVar("S")
 
 
 class OpenedStore(NamedTuple, Generic[S]):
-    """An open store, with the workers that must run beside it on this backend, such as the relay of its outbox."""
+    """An open store and the workers that it needs on this backend, such as the relay of its outbox."""
 
     store: S
     workers: Sequence[Worker] = ()
@@ -43,8 +43,8 @@ def cluster_backends_of(context: ServiceContext) -> ClusterBackends | None:
 
 
 def require_cluster(context: ServiceContext) -> ClusterBackends:
-    """Returns the connections of the cluster, for `services/<name>/store/cluster.py`. Raises RuntimeError in the embedded
-    backend."""
+    """Returns the connections of the cluster, for `services/<name>/store/cluster.py`. Raises RuntimeError in the
+    embedded backend."""
     cluster = cluster_backends_of(context)
     if cluster is None:
         raise RuntimeError(f"{context.name} was opened on the cluster, but this process uses the embedded backend")
@@ -52,6 +52,6 @@ def require_cluster(context: ServiceContext) -> ClusterBackends:
 
 
 def shared_versions_of(context: ServiceContext) -> SharedVersions | None:
-    """Returns the versions and entries that processes share through Redis; None in the embedded backend."""
+    """Returns the user references and versions that processes share through Redis; None in the embedded backend."""
     cluster = cluster_backends_of(context)
     return cluster.shared if cluster is not None else None

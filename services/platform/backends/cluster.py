@@ -29,7 +29,8 @@ _CURSOR_KEY = "cursor_key"
 
 
 class ClusterBackends:
-    """The connections of one process. They are closed with the process, after its services."""
+    """The connections of one process to Cassandra and Redis, and its keyspaces. They are closed with the process, after
+    its services."""
 
     def __init__(self, settings: Settings, cassandra: Cassandra, redis: Redis, stack: AsyncExitStack) -> None:
         self.settings = settings
@@ -43,8 +44,9 @@ class ClusterBackends:
 
     @classmethod
     async def open(cls, settings: Settings, stack: AsyncExitStack) -> ClusterBackends:
-        """Opens the connections. Raises UNAVAILABLE, naming the server, if one cannot be reached, and
-        FAILED_PRECONDITION if one is configured wrongly."""
+        """Opens the connections to Cassandra and Redis, and registers their closing on `stack`. Raises UNAVAILABLE,
+        naming the server, if Cassandra or Redis cannot be reached. Raises FAILED_PRECONDITION if the settings do not
+        match a server, or if a server's own settings could cause wrong results."""
         cassandra = await Cassandra.open(settings)
         stack.push_async_callback(cassandra.close)
         redis = await Redis.open(settings)

@@ -10,11 +10,13 @@ V = TypeVar("V")
 
 
 class GenerationalCache(Generic[K, V]):
-    """A bounded map with two generations: when the younger is full it becomes the older one, whose entries are dropped.
-    An entry that is used moves to the younger one.
+    """A bounded map with two generations. When the younger generation is full, the entries of the older one are
+    dropped, the younger one becomes the older one, and an empty younger one begins. An entry that is used moves to the
+    younger one.
 
-    Holds at most twice `capacity`, which counts entries, or whatever `weigh` returns for a value (then up to one entry
-    more in each generation). A hit costs one or two dict look-ups, less than an LRU list. Values are never None.
+    A generation is full when it has `capacity` entries or, with `weigh`, when the sum of `weigh(value)` over its
+    entries has reached `capacity`. A hit takes one or two dict look-ups, less than an LRU list. Values must not be
+    None.
     """
 
     __slots__ = ("_capacity", "_old", "_weigh", "_weight", "_young", "turns")
@@ -36,8 +38,8 @@ class GenerationalCache(Generic[K, V]):
         return value
 
     def get_many(self, keys: Iterable[K]) -> list[V | None]:
-        """Returns the value of each key in order, as `get`. If all are in the younger generation, no Python code runs
-        for each key."""
+        """Returns the values in the order of `keys`, as `get` does. If all keys are in the younger generation, no
+        Python code runs for each key."""
         wanted = list(keys)
         found = list(map(self._young.get, wanted))
         return [self.get(key) for key in wanted] if None in found else found

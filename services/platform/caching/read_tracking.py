@@ -4,8 +4,8 @@ Each store whose data is in this process has a `ChangeTracker`. The store record
 changed keys before the writer gets its response. A caller wraps its calls in `track_reads()` to collect
 the keys that they read in a `ReadSet`.
 
-Tracking works within one process. A call to another process makes the read set uncacheable, and so does a call that
-records no key; `inprocess_calls` detects the latter.
+Tracking works within one process. A call to another process makes the read set uncacheable. So does a call that records
+no key, which `transport/inprocess_calls.py` detects.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from itertools import repeat
 
 from services.platform.caching.generational import GenerationalCache
 
-# The maximum number of changed keys in each of the two generations of the cache of changes. A key takes about 100
-# bytes, so a store takes up to 26 MB. For a read set that began before the older generation, every key counts as
-# changed.
+# Maximum number of changed keys in each of the two generations of a tracker's GenerationalCache. A key takes about 100
+# bytes, so a store takes up to 26 MB. Beyond it the oldest changes are dropped: for a read set that is older than the
+# older generation, every key then counts as changed.
 MAX_KEYS = 131_072
-# A page depends on about 25 tweets, 25 users and a few lists. Checking 1,000 keys takes as long as computing the
-# response again.
+# Maximum number of keys in one read set. Beyond it the read set is uncacheable, because checking 1,000 keys takes as
+# long as computing the response again. A page depends on about 25 tweets, 25 users and a few lists.
 MAX_READ_KEYS = 1_000
 
 _NEVER = repeat(0)
@@ -36,7 +36,8 @@ class ChangeTracker:
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
         # A counter that grows with every change.
         self.now = 1
-        # Changes with a counter up to this one may have been evicted.
+        # `_begun`: changes with a counter up to this one may have been evicted. `_rotated`: the counter when the
+        # younger generation last became the older one.
         self._begun = 0
         self._rotated = 0
         # The counter of the latest change, by key.
@@ -87,7 +88,7 @@ class ReadSet:
 
     @property
     def record_count(self) -> int:
-        """The number of calls of `record`; 0 if uncacheable."""
+        """The number of calls of `record`; 0 if the read set is uncacheable."""
         return len(self._records)
 
     def record(self, tracker: ChangeTracker, keys: Sequence[int], now: int) -> None:

@@ -88,7 +88,8 @@ class Cassandra:
         return self._limiter.in_flight
 
     async def close(self) -> None:
-        """Fails pending and later requests with UNAVAILABLE, then closes the connections. A second call has no effect."""
+        """Fails pending and later requests with UNAVAILABLE, then closes the connections. A second call has no
+        effect."""
         self._limiter.close()
         await asyncio.to_thread(self._driver.shutdown)
 
@@ -174,7 +175,8 @@ class Cassandra:
         return await self._limiter.run([sender(statement) for statement in statements], deadline)
 
     def error_of(self, failed: StatementResult, may_be_stored: bool = False) -> Exception:
-        """Maps a failed result to the error for the caller: DEADLINE_EXCEEDED only if the call's own deadline passed."""
+        """Maps a failed result to the error for the caller: DEADLINE_EXCEEDED only if the call's own deadline
+        passed."""
         assert failed.error is not None
         # The driver's timers use another clock than the event loop.
         return to_roost_error(failed.error, self.is_past(current().deadline - TIMER_TOLERANCE_S), may_be_stored)

@@ -31,8 +31,8 @@ LEASE_S = 60
 # MAX_POLLS intervals are three minutes, enough for a whole schema on a slow machine. A longer wait means a fault.
 POLL_INTERVAL_S = 0.25
 MAX_POLLS = 720
-# Attempts of one statement in all. A busy node times out for seconds, most often on the first conditional write of a new
-# table. Ten attempts of a read or conditional write take up to 22 s. If they all fail, the node is not just busy.
+# Attempts of one statement in all. A busy node times out for seconds, most often on the first conditional write of a
+# new table. Ten attempts of a read or conditional write take up to 22 s. If they all fail, the node is not just busy.
 MAX_ATTEMPTS = 10
 
 # A fixed table id: two nodes that create the table at the same time would otherwise create two tables of one name.

@@ -14,7 +14,8 @@ from services.platform.log_events import LogEvent
 _log = structlog.get_logger(__name__)
 
 Backoff = Callable[[int], Awaitable[bool]]
-"""Waits for a time that grows with the number of consecutive failures. Returns False if the batch must not be retried (shutdown)."""
+"""Waits for a time that grows with the number of consecutive failures. Returns False if the batch must not be retried
+(shutdown)."""
 AppendDeadLetter = Callable[[ConsumedEvent, BaseException], Awaitable[None]]
 """Stores an event durably as a dead letter, with the error."""
 
@@ -25,9 +26,9 @@ async def apply_with_dead_letters(
     """Calls `apply` with the batch; returns once every event is applied or stored as a dead letter.
 
     A transient failure (`is_transient`) is retried without limit. After another failure the batch is split into halves,
-    which are applied separately, until a single event fails; after MAX_TRIES it is stored as a dead letter. `apply` may
-    get an event again that it has applied before. `backoff` is awaited before each retry; if it returns False, the last
-    failure is raised.
+    which are applied separately, until a single event fails; after MAX_TRIES failures this event is stored as a dead
+    letter. `apply` may get an event again that it has applied before. `backoff` is awaited before each retry; if it
+    returns False, the last failure is raised.
     """
     tries = failures = 0
     while True:

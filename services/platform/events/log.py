@@ -15,15 +15,17 @@ import grpc
 
 from services.platform.rpc import errors
 
-# The default of the most events per batch: enough to share the cost of a commit among them, few enough to be applied
-# within a second.
+# Default and largest allowed value of `max_batch`, the maximum number of events per batch. The default is enough to
+# share the cost of a commit among the events, and few enough to be applied within a second.
 DEFAULT_BATCH = 500
 MAX_BATCH = 5_000
 # After this many failures that are not transient, an event that is applied alone becomes a dead letter.
 MAX_TRIES = 5
-# Events are kept for a week, which is the time to repair a broken consumer or to replay after a faulty release.
+# Seconds after which events are deleted: a week, in which a broken consumer can be repaired or a replay be made after a
+# faulty release.
 RETENTION_S = 7 * 24 * 3600
-# The maximum lag that is counted exactly, so that counting does not scan the whole log.
+# Maximum number of events in a Lag. A longer lag is reported as this number, so that counting does not scan the whole
+# log.
 MAX_LAG_COUNTED = 100_000
 
 _PASSING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "CANCELLED", "ABORTED"})
@@ -60,7 +62,8 @@ class ConsumedEvent(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """An event that a group failed to apply MAX_TRIES times, with the last error and its time in Unix milliseconds."""
+    """An event that a group failed to apply MAX_TRIES times. `reason` is the last error, `failed_ms` its time in Unix
+    milliseconds."""
 
     reason: str
     failed_ms: int
@@ -70,8 +73,8 @@ class DeadLetter(NamedTuple):
 class Lag(NamedTuple):
     """The events that a group has not applied yet.
 
-    `events` is their number, at most MAX_LAG_COUNTED; `age_s` is the age of the oldest in seconds, 0.0 if there is
-    none.
+    `events` is their number, at most MAX_LAG_COUNTED; `age_s` is the age of the oldest event in seconds, 0.0 if there
+    are no events.
     """
 
     events: int
@@ -105,9 +108,9 @@ class Consumer(Protocol):
     async def lag(self) -> Lag:
         """Returns the lag of the whole group: events that are appended and that no member has applied yet.
 
-        In Kafka the result is too high rather than too low: other members commit their offsets once a second, and events
-        of topics that the group does not consume count until the group has skipped them. Raises UNAVAILABLE if the log
-        cannot be reached.
+        In Kafka the result is too high rather than too low: other members commit their offsets once a second, and
+        events of topics that the group does not consume count until the group has skipped them. Raises UNAVAILABLE if
+        the log cannot be reached.
         """
 
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
@@ -169,7 +172,8 @@ def check_batch(max_batch: int) -> int:
 def is_transient(error: BaseException) -> bool:
     """Returns True if the error comes from an unavailable or slow dependency rather than from the event.
 
-    These are UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, CANCELLED and ABORTED, timeouts and connection errors.
+    Transient errors are UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, CANCELLED and ABORTED, timeouts and
+    connection errors.
     """
     if isinstance(error, errors.RoostError):
         return error.code.name in _PASSING

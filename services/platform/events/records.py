@@ -16,7 +16,8 @@ from services.platform.rpc.contract import field_policy
 
 
 class _Body(NamedTuple):
-    """The field of the event that holds a body, its topic, and the field of the body that is the key."""
+    """A declared event body: the field of `Event` that holds it, the topic of its events, and the field of the body
+    that is the event's key."""
 
     field: str
     topic: str
@@ -41,7 +42,8 @@ _BODIES = _bodies()
 
 
 def new_record(body: Message, event_id: int, at_ms: int, traceparent: str) -> Record:
-    """Returns the record of an event with this body, such as TweetCreated, which occurred at `at_ms` (Unix milliseconds).
+    """Returns the record of an event with this body, such as TweetCreated, which occurred at `at_ms` (Unix
+    milliseconds).
 
     Equal arguments give equal records. Raises KeyError if `body` is not declared in roost.event.v1.Event.
     """

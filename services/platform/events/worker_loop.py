@@ -40,7 +40,7 @@ class WorkerLoop:
             self._task = asyncio.create_task(self._run(), name=self._name)
 
     async def stop(self) -> None:
-        """Stops the loop after the current step, or during its `backoff`. It can be started again."""
+        """Stops the loop after the current step; a wait in `backoff` ends at once. The loop can be started again."""
         self._stopping.set()
         self._wake.set()
         if self._task is not None:

@@ -20,14 +20,16 @@ MAX_WORKER = (1 << WORKER_BITS) - 1
 _TIME_SHIFT = WORKER_BITS + SEQUENCE_BITS
 _MAX_SEQUENCE = (1 << SEQUENCE_BITS) - 1
 
-# The longest step back of the clock for which `mint` waits. Clock synchronisation causes steps of a few ms. A longer
-# step is a fault of the clock: waiting would exceed the caller's deadline, so `mint` raises at once.
+# Maximum number of milliseconds by which the clock may be behind the last id while `mint` waits for it; clock
+# synchronisation sets a clock back by a few milliseconds. If the clock is further behind, `mint` raises UNAVAILABLE at
+# once, because waiting would exceed the caller's deadline.
 CLOCK_BACK_WAIT_MS = 20
-# By how much the high-water mark is reserved ahead: it costs one small write per second, and a start after kill -9
-# waits up to this long.
+# Milliseconds by which each new high-water mark is ahead of the clock. So one small write per second is needed, and a
+# start after kill -9 waits up to this long.
 RESERVE_MS = 1_000
 _WAIT_S = 0.001
-# Four times as many waits as the longest step back needs, so it is reached only if the clock does not advance.
+# Maximum number of waits of _WAIT_S seconds in one `mint`. Beyond it `mint` raises UNAVAILABLE. It is four times as
+# many as the longest wait needs, so it is reached only if the clock does not advance.
 _MAX_WAITS = 4 * (RESERVE_MS + CLOCK_BACK_WAIT_MS)
 
 _refused = Counter("roost_snowflake_refused", "Ids refused, because the clock went back or an id cannot hold it.")
@@ -74,16 +76,17 @@ class Snowflake:
         self._clock_ms = clock_ms
         self._sleep = sleep
         self._reserve = reserve
-        # All ids of the millisecond of the high-water mark count as used.
+        # In the millisecond of the high-water mark, all ids count as used.
         self._sequence = _MAX_SEQUENCE
         # After kill -9 the high-water mark may be up to RESERVE_MS ahead of a correct clock.
         self._patience_ms = RESERVE_MS + CLOCK_BACK_WAIT_MS
         self._alerted = False
 
     async def mint(self) -> int:
-        """Returns a new id. Suspends only if the clock went back a little, or after 4,096 ids within one millisecond.
+        """Returns a new id. Waits only if the clock is behind the last id by at most CLOCK_BACK_WAIT_MS (directly after
+        a start by RESERVE_MS more), or after 4,096 ids within one millisecond.
 
-        Raises UNAVAILABLE if the clock went back by more than CLOCK_BACK_WAIT_MS or is outside the range of ids.
+        Raises UNAVAILABLE if the clock is further behind, does not advance, or is outside EPOCH_MS to LAST_MS.
         """
         for _ in range(_MAX_WAITS):
             snowflake = self.try_mint()
@@ -93,8 +96,8 @@ class Snowflake:
         raise self._refuse("the clock stands still")
 
     def try_mint(self) -> int | None:
-        """Returns a new id, or None if `mint` would wait. Raises UNAVAILABLE if the clock went back by more than
-        CLOCK_BACK_WAIT_MS or is outside the range of ids."""
+        """Returns a new id, or None if `mint` would wait. Raises UNAVAILABLE under the conditions of `mint`, except
+        that it does not notice a clock that does not advance."""
         now = self._clock_ms()
         if now > self.last_ms:
             if not EPOCH_MS <= now <= LAST_MS:
@@ -112,7 +115,8 @@ class Snowflake:
         return (now - EPOCH_MS) << _TIME_SHIFT | self._worker | self._sequence
 
     def behind_ms(self) -> int:
-        """Returns by how many ms the clock is behind the last minted id if `mint` raises for that reason, else 0."""
+        """Returns the number of milliseconds by which the clock is behind the last minted id if `mint` raises for this
+        reason, else 0."""
         behind = self.last_ms - self._clock_ms()
         return behind if behind > self._patience_ms else 0
 

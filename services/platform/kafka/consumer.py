@@ -1,4 +1,5 @@
-"""The Kafka consumer: a thread fetches events, the event loop applies them, and their offsets are committed afterwards."""
+"""The Kafka consumer: a thread fetches events, the event loop applies them, and their offsets are committed
+afterwards."""
 
 from __future__ import annotations
 

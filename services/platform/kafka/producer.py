@@ -38,7 +38,8 @@ log = structlog.get_logger(__name__)
 
 
 class OutgoingMessage(NamedTuple):
-    """A record to send. `value` None is a tombstone: it deletes the records with the same key from a compacted topic."""
+    """A record to send. `value` None is a tombstone: it deletes the records with the same key from a compacted
+    topic."""
 
     topic: str
     key: str

@@ -52,7 +52,8 @@ class RequestRejected(Exception):
 
 
 class BulkOperation(NamedTuple):
-    """One operation of a bulk request: `action` is `index` or `create`, `options` are its metadata, `document` is JSON."""
+    """One operation of a bulk request: `action` is `index` or `create`, `options` are its metadata, `document` is
+    JSON."""
 
     action: str
     options: Mapping[str, Any]
@@ -68,8 +69,8 @@ class OpenSearch:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Returns a client of the servers in the setting `opensearch_urls` (URLs, comma-separated); connects at the first
-        call."""
+        """Returns a client of the servers in the setting `opensearch_urls` (URLs, comma-separated); connects at the
+        first call."""
         hosts = [host.strip() for host in settings.opensearch_urls.split(",") if host.strip()]
         return cls(
             AsyncOpenSearch(

@@ -13,10 +13,10 @@ from services.platform.rpc import errors
 
 # The size in bytes of the key that a mesh generates to sign cursors.
 KEY_BYTES = 32
-# Enough for the largest cursor: a bound, the name of a slate, and the tweet ids of a stream's last second. A longer
-# string is rejected without decoding.
+# Maximum length of a cursor in characters. A longer string is rejected without decoding. The longest cursor contains a
+# number, a name, and the tweet ids of one second of a stream.
 MAX_CURSOR_CHARS = 512
-# A MAC of 128 bits cannot be guessed and keeps the cursor short.
+# Length of the MAC in bytes: 128 bits cannot be guessed, and keep the cursor short.
 _SEAL_BYTES = 16
 
 
@@ -46,7 +46,8 @@ class Cursors:
     def open(self, token: str, list_name: str, owner_id: int) -> tuple[int | str, ...]:
         """Returns the values of a cursor.
 
-        Raises INVALID_ARGUMENT (field `cursor`) if it is not one of this list and owner.
+        Raises INVALID_ARGUMENT (field `cursor`) if `token` is not a cursor that `seal` returned for this list and
+        owner.
         """
         try:
             raw = token.encode("ascii") if len(token) <= MAX_CURSOR_CHARS else b""
@@ -66,8 +67,8 @@ class Cursors:
         # payload never give the same bytes.
         name = list_name.encode()
         message = b"%d %d %s%s" % (len(name), owner_id, name, payload)
-        # Keyed BLAKE2 (RFC 7693) is a MAC as strong as HMAC-SHA-256 at a fifth of the cost; each home read signs a
-        # cursor.
+        # Keyed BLAKE2 (RFC 7693) is a MAC as strong as HMAC-SHA-256 at a fifth of the cost; each read of a home
+        # timeline signs a cursor.
         return hashlib.blake2b(message, digest_size=_SEAL_BYTES, key=self._key).digest()
 
 

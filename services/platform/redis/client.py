@@ -1,7 +1,8 @@
 """The Redis client. Redis may lose any key at any time; callers must detect that a value is incomplete.
 
-Frequent commands use Roost's own connections (`connection.py`), all other commands use redis-py. Both are bounded by
-`redis_timeout_s`: if Redis does not answer, callers continue without Redis.
+Commands use Roost's own connections (`connection.py`). redis-py only reads the slot map of a cluster and asks the
+Sentinels for the master. The setting `redis_timeout_s` limits the time of every command: if Redis does not answer
+within it, callers continue without Redis.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 SLOTS = 16_384
-# Seconds between two requests to the Sentinels for the address of the master. A demoted master is read at most this
-# long.
+# Seconds between two requests to the Sentinels for the address of the master. After a fail-over, a process may still
+# read from the demoted master for up to this time.
 SENTINEL_POLL_INTERVAL_S = 1.0
-# The slot map of a cluster is reloaded at most this often, however many replies say that it is outdated.
+# Minimum number of seconds between two reloads of a cluster's slot map, which says which node holds which keys, however
+# many replies say that the map is outdated.
 SLOT_REFRESH_INTERVAL_S = 1.0
 
 # RedisClusterException is not a subclass of RedisError.
@@ -72,11 +74,13 @@ class Redis:
 
     @property
     def clustered(self) -> bool:
-        """Whether keys are spread over several nodes; a transaction then covers one slot only."""
+        """True if Redis is a cluster, which spreads keys over several nodes. In a cluster, all keys of one transaction
+        must be in one slot."""
         return self._topology.kind == "cluster"
 
     def node(self, tag: str) -> Node:
-        """Returns the server of the keys that equal `tag` or contain it in braces (a hash tag)."""
+        """Returns the server that holds the key `tag` and all keys with the hash tag `{tag}`. Raises UNAVAILABLE if a
+        cluster has no node for their slot."""
         if not self.clustered:
             return self._single
         return self._node_of_slot(binascii.crc_hqx(tag.encode(), 0) % SLOTS)
@@ -89,8 +93,8 @@ class Redis:
         return [self._node_at(*address) for address in sorted(addresses)]
 
     def refusal(self, reply: ReplyError) -> errors.RoostError:
-        """Returns UNAVAILABLE for a rejected command. Starts `rediscover` if the reply says that keys or the master
-        have moved."""
+        """Returns UNAVAILABLE, reason CACHE_UNAVAILABLE, for a command that the server rejected with `reply`. If the
+        reply says that the keys or the role of master have moved to another server, calls `rediscover`."""
         if str(reply).startswith(("MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "READONLY")):
             self.rediscover()
         refused = unreachable()
@@ -98,7 +102,9 @@ class Redis:
         return refused
 
     def rediscover(self) -> None:
-        """Starts a background task that finds the current masters."""
+        """Makes later commands go to the current masters. In a cluster, reloads the slot map in a background task, at
+        most every SLOT_REFRESH_INTERVAL_S seconds; otherwise closes the connections, so that the next command connects
+        to the current master."""
         if (
             self.clustered
             and self._slot_refresh is None
@@ -141,7 +147,8 @@ class Redis:
         return str(host), int(port)
 
     async def _watch(self) -> None:
-        """Drops the connections to a demoted master, which may still answer but receives no new writes."""
+        """Asks the Sentinels for the master every SENTINEL_POLL_INTERVAL_S seconds. If the master has changed, closes
+        the connections to the demoted one, which may still answer with old values."""
         while True:
             await asyncio.sleep(SENTINEL_POLL_INTERVAL_S)
             try:

@@ -1,9 +1,9 @@
 """A Redis connection on the hiredis parser, shared by many callers: pipelines encoded commands and returns replies in
 order.
 
-Reading a page costs the client 15 µs, against 92 µs through redis-py (measured). A connection belongs to one server
-process, whose run id it knows; callers use the run id to ignore values that another server process holds after a
-restart or a fail-over.
+Reading one page of a list takes 15 µs of CPU in this process, against 92 µs with redis-py (measured). Each connection
+stores the run id of its server process: callers write the run id into keys, so that values from before a restart or a
+fail-over of the server are not read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import hiredis
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Outstanding replies of one connection, some tens of milliseconds of server time. Further commands are rejected, which
-# bounds memory.
+# Maximum number of outstanding replies per connection: some tens of milliseconds of server time. Beyond it commands are
+# rejected with UNAVAILABLE, which bounds memory.
 MAX_PENDING_REPLIES = 50_000
 _INCOMPLETE = object()
 
@@ -30,7 +30,8 @@ ReplyError = hiredis.ReplyError
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Address and credentials of one server. A Unix socket `path` takes precedence over host and port."""
+    """Address and credentials of one server. If `path`, the path of a Unix socket, is not empty, host and port are
+    ignored. `db` is the number of the database."""
 
     host: str = "127.0.0.1"
     port: int = 6379
@@ -42,7 +43,8 @@ class Endpoint:
 
 
 class RedisConnection(asyncio.Protocol):
-    """One connection. After a failure it stays lost: pending and later commands get UNAVAILABLE.
+    """One connection. After a failure it is not opened again: `lost` is true, and pending and later commands fail with
+    UNAVAILABLE.
 
     Closes itself if replies are outstanding and no data arrives for `read_timeout_s` seconds.
     """
@@ -66,7 +68,7 @@ class RedisConnection(asyncio.Protocol):
     def execute(self, payload: bytes, replies: int) -> asyncio.Future[list[Any]]:
         """Sends encoded commands that have `replies` replies (≥ 1) in all; returns a future of the replies in order.
 
-        A rejected command gives a ReplyError in the list. Raises UNAVAILABLE if the connection is lost or
+        The reply to a command that the server rejects is a ReplyError. Raises UNAVAILABLE if the connection is lost or
         MAX_PENDING_REPLIES are outstanding.
         """
         if self.lost or self._transport is None:
@@ -84,7 +86,7 @@ class RedisConnection(asyncio.Protocol):
         return future
 
     def abort(self) -> None:
-        """Closes the connection at once."""
+        """Closes the connection at once. Pending commands fail with UNAVAILABLE."""
         if self._transport is not None:
             self._transport.abort()
         self._fail_pending()
@@ -100,8 +102,7 @@ class RedisConnection(asyncio.Protocol):
         try:
             while (reply := gets()) is not _INCOMPLETE:
                 received.append(reply)
-                # Raises IndexError for a reply without a request: the connection is out of step, so later replies
-                # cannot be trusted.
+                # Raises IndexError for a reply without a request: then no reply can be matched to its request any more.
                 future, replies = pending[0]
                 if len(received) == replies:
                     pending.popleft()
@@ -123,7 +124,8 @@ class RedisConnection(asyncio.Protocol):
         if self._loop.time() < due:
             self._timer = self._loop.call_at(due, self._check_timeout)
         elif not again:
-            # This process may have been suspended: reads data that has arrived before it decides.
+            # If this process was suspended, the reply may have arrived in that time. So the event loop reads from the
+            # socket once more before the connection is closed.
             self._timer = self._loop.call_later(0, self._check_timeout, True)
         else:
             self.abort()
@@ -147,8 +149,8 @@ class RedisConnection(asyncio.Protocol):
 async def connect(endpoint: Endpoint, read_timeout_s: float) -> RedisConnection:
     """Opens a connection: authenticates, selects the database and reads the server's run id and role.
 
-    Raises UNAVAILABLE if that takes longer than `read_timeout_s` seconds, FAILED_PRECONDITION if the server rejects the
-    credentials.
+    Raises UNAVAILABLE if the server cannot be reached, or if connecting or a reply takes longer than `read_timeout_s`
+    seconds. Raises FAILED_PRECONDITION if the server rejects the credentials.
     """
     loop = asyncio.get_running_loop()
     connection: RedisConnection | None = None
@@ -163,8 +165,8 @@ async def connect(endpoint: Endpoint, read_timeout_s: float) -> RedisConnection:
                 _, connection = await loop.create_connection(
                     lambda: RedisConnection(read_timeout_s), endpoint.host, endpoint.port, ssl=context
                 )
-        # These commands are bounded by the connection's own read timeout, which does not expire if this process, and
-        # not the server, was slow.
+        # For these commands the connection's own read timeout applies: it does not expire if the reply arrived in time
+        # and only this process was slow.
         await _authenticate(connection, endpoint)
     except (OSError, TimeoutError) as error:
         if connection is not None:
@@ -210,5 +212,5 @@ def field_of(info: bytes, name: str) -> str:
 
 
 def unreachable() -> errors.RoostError:
-    """Returns UNAVAILABLE, reason CACHE_UNAVAILABLE."""
+    """Returns UNAVAILABLE, reason CACHE_UNAVAILABLE, for a Redis server that does not answer."""
     return errors.unavailable("Redis does not answer", reason=Reason.CACHE_UNAVAILABLE)

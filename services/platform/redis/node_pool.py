@@ -1,4 +1,5 @@
-"""The connections to one Redis server: two shared ones, and a pool of dedicated ones for transactions."""
+"""Manages the connections to one Redis server: two that all callers share, and a pool of connections that serve one
+caller at a time, for transactions."""
 
 from __future__ import annotations
 
@@ -9,20 +10,23 @@ from contextlib import asynccontextmanager
 from services.platform.redis.connection import RedisConnection, unreachable
 from services.platform.rpc import errors
 
-# Circuit breaker: after a failed connection or a read timeout, callers get UNAVAILABLE at once. After this many seconds
-# a background probe connects again. An outage costs each caller at most one timeout.
+# Circuit breaker: seconds from a failed connection attempt or a read timeout to the next attempt, which a background
+# task makes. Until it succeeds, callers get UNAVAILABLE at once, so an outage delays each caller by at most one
+# timeout.
 BREAKER_OPEN_S = 0.5
-# Concurrent transactions under WATCH: home builds (at most 64, of which few write at once), trims, changes of shared
-# entries.
+# Maximum number of dedicated connections in use, that is, of concurrent transactions with WATCH. Beyond it callers
+# wait. Up to 64 builds of home timelines run at once, of which few write at the same moment; trims of home timelines
+# and changes of user references need few more.
 MAX_DEDICATED = 32
-# Dedicated connections that stay open while unused.
+# Maximum number of unused dedicated connections that stay open. Beyond it a connection is closed after its use.
 MAX_IDLE = 8
 
 Connect = Callable[[], Awaitable[RedisConnection]]
 
 
 class SharedConnection:
-    """A connection that many callers share; opened on demand, and again after it was lost."""
+    """A connection that many callers share. The first call opens it; after it was lost, the next call opens it
+    again."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -31,12 +35,12 @@ class SharedConnection:
 
     @property
     def live(self) -> RedisConnection | None:
-        """The connection if it is open, else None. Callers use it to avoid awaiting `get`."""
+        """The connection if it is open, else None. Callers check it first, because awaiting `get` takes longer."""
         connection = self._connection
         return None if connection is None or connection.lost else connection
 
     async def get(self) -> RedisConnection:
-        """Returns the connection; opens it if necessary. Raises UNAVAILABLE if that fails."""
+        """Returns the connection; opens it if it is not open. Raises UNAVAILABLE if it cannot be opened."""
         if (connection := self.live) is not None:
             return connection
         if self._connecting is None:
@@ -72,16 +76,16 @@ class SharedConnection:
 
 
 class Node:
-    """One server, or the current master. Reads and bulk writes have separate connections, so a bulk of 10,000 appends
-    does not delay the read of a page."""
+    """One Redis server, or the current master of a Sentinel group. Reads and bulk writes have separate connections, so
+    that a bulk of 10,000 writes does not delay a read."""
 
     def __init__(self, name: str, connect: Connect, clock: Callable[[], float]) -> None:
         """`connect` opens a connection to the server; `clock` returns monotonic seconds."""
         self.name = name
         self._dial = connect
         self._clock = clock
-        # State of the circuit breaker: None while it is closed. Otherwise callers are rejected, and this is the time at
-        # which a probe may start.
+        # State of the circuit breaker: None while it is closed. Otherwise callers are rejected, and the value is the
+        # monotonic time in seconds from which on a probe may start.
         self._broken_until: float | None = None
         self._probe: asyncio.Task[None] | None = None
         self._reads, self._writes = SharedConnection(self._connect), SharedConnection(self._connect)
@@ -98,8 +102,9 @@ class Node:
 
     @asynccontextmanager
     async def dedicated(self) -> AsyncIterator[RedisConnection]:
-        """Lends a connection to one caller, who must end each WATCH with EXEC or UNWATCH. Closes it if the body raises.
-        Raises UNAVAILABLE if none can be opened."""
+        """Reserves a connection for the `with` block of one caller, who must end each WATCH with EXEC or UNWATCH. Waits
+        while MAX_DEDICATED connections are in use. Closes the connection if the block raises. Raises UNAVAILABLE if no
+        connection can be opened."""
         async with self._slots:
             connection = await self._take_idle_or_connect()
             try:
@@ -114,7 +119,7 @@ class Node:
                 connection.abort()
 
     def drop(self) -> None:
-        """Closes all connections except those that are lent. Also used to close the node."""
+        """Closes all connections except the dedicated ones in use. The next call opens new ones."""
         self._reads.drop()
         self._writes.drop()
         while self._idle:
@@ -144,7 +149,7 @@ class Node:
     async def _connect_to_master(self) -> RedisConnection:
         connection = await self._dial()
         if connection.role != "master":
-            # The server was demoted: the new master will be discovered.
+            # The server is a replica, which accepts no writes: a later attempt connects to the new master.
             connection.abort()
             raise unreachable()
         connection.on_timeout = self._on_read_timeout

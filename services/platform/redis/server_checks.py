@@ -8,12 +8,13 @@ from services.platform.log_events import LogEvent
 from services.platform.redis.connection import RedisConnection, ReplyError, command, field_of
 from services.platform.rpc import errors
 
-# The features that Roost needs: LPUSHX of several values, SET with NX and PX, and EXEC that fails if a watched key
-# expired.
+# The oldest Redis version (major, minor) with all features that Roost uses: LPUSHX of several values, SET with NX and
+# PX, and EXEC that fails if a watched key expired.
 MIN_VERSION = (6, 2)
-# These policies may evict a key that was just written, so a tombstone could be evicted while an older fill of the same
-# entry is in progress. Other policies evict the least used keys, or those next to expire: a home timeline that loses
-# its list or its marker is cold, and no tombstone is among the least used within the seconds that a fill takes.
+# Eviction policies with which Roost refuses to start. They evict random keys, also keys that were just written: if the
+# tombstone of a deleted user were evicted, a fill that read the user before the deletion would store the user reference
+# again. Other policies evict the least used keys, or the keys that expire next. They may evict a part of a home
+# timeline, which is built again, but no tombstone within the seconds that a fill takes.
 UNSAFE_EVICTION_POLICIES = ("allkeys-random", "volatile-random")
 
 log = structlog.get_logger(__name__)

@@ -1,5 +1,5 @@
-"""Base of the keys that processes share in Redis: every call is bounded in time and reports failures instead of raising
-them.
+"""Defines the base class of clients of the keys that processes share in Redis. Every call has a time limit, and returns
+a failure instead of raising it.
 
 A node is one Redis server: the only one, the current master of a Sentinel group, or one master of a cluster. Keys end
 in the run id of the node to which they were written. After a restart of the node from an old snapshot, or a fail-over
@@ -23,16 +23,16 @@ from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
 Publish = Callable[[Sequence[int]], Awaitable[bool]]
-"""Publishes a change of these ids; returns whether Redis accepted all of it."""
+"""Writes the keys of these ids to Redis; returns True if Redis accepted all of the writes."""
 
-# Maximum of keys in one command. A command of 500 keys takes a node about 0.2 ms, during which the node serves no other
-# client.
+# Maximum number of keys in one command. A command of 500 keys takes a node about 0.2 ms, during which the node serves
+# no other client.
 KEYS_PER_COMMAND = 500
 # Length of the part of the run id that is in a key: enough characters to distinguish the nodes.
 RUN_ID_CHARS = 10
-# Ids whose write is retried, per kind of key: some minutes of changes. A failed write beyond this number is not
-# retried: other processes see the change when the old key expires, or when a consumer of the change's event writes the
-# key again.
+# Maximum number of ids per kind of key whose failed write is retried: some minutes of changes. Beyond it a failed write
+# is not retried: other processes see the change when the old key expires, or when a consumer of the change's event
+# writes the key again.
 MAX_PENDING = 100_000
 
 
@@ -101,7 +101,8 @@ class SharedKeyClient:
 
     async def _for_each_node(self, ids: Iterable[int], work: Callable[[Node, Sequence[int]], Awaitable[None]]) -> bool:
         """Calls `work` with each node and the ids whose keys are on this node, at most KEYS_PER_COMMAND ids per call.
-        Returns False, and makes no further call, if a call of `work` failed or the time limit of Redis passed."""
+        Returns False, and makes no further call, if a call of `work` failed or `redis_timeout_s` seconds have
+        passed."""
 
         async def run() -> bool:
             by_node: dict[Node, list[int]] = {}

@@ -1,15 +1,16 @@
-"""Shares entries and versions between processes through Redis, so that a change is visible to the next read on any
-replica.
+"""Shares user references and versions between processes through Redis, so that the next read in any process returns a
+change.
 
-An entry of a user is a version and bytes. Only a higher version replaces an entry, and a tombstone has the highest. A
-writer puts its entry before it answers its caller. A reader that finds no entry calls the service that owns it and
-writes the result with SET NX and a short TTL, so that a late reader overwrites no newer entry; this is called a fill. A
-version of relations, threads, tweets or authors is a number that is new after every change; readers compare it for
-equality.
+A user reference is stored as a version and bytes. Only a higher version replaces it, and a tombstone (of a deleted
+user) has the highest version. A writer stores the user reference before it answers its caller. A reader that finds none
+calls the service that owns users (identity) and writes the result with SET NX and a short TTL, so that a late reader
+overwrites no newer user reference; this is called a fill. A version of relations, threads, tweets or authors is a
+number that is new after every change. A reader uses a cached value only if the value's version equals the version in
+Redis.
 
-Every method is bounded by `redis_timeout_s` and none raises because of Redis. A failed read returns None, and the
-caller then calls the service that owns the data. A failed write returns False; it is retried in the background, and the
-consumer of the change's event repeats it.
+No method takes longer than `redis_timeout_s` seconds, and none raises an error of Redis. A failed read returns None,
+and the caller then calls the service that owns the data. A failed write returns False. Writes of versions are then
+retried in the background; the consumer of the change's event writes a user reference again.
 """
 
 from __future__ import annotations
@@ -26,23 +27,26 @@ from services.platform.redis.node_pool import Node
 from services.platform.redis.shared_keys import SharedKeyClient, key_of
 from services.platform.shared_state import AuthorVersions, SharedUserRefs
 
-# Higher than any version: the user is deleted, and no later entry replaces it.
+# Version of the tombstone of a deleted user. It is higher than any other version, so no later write replaces the
+# tombstone.
 TOMBSTONE = 2**63 - 1
-# The TTL of an entry written after a change. It is far longer than a fill takes, so once the entry has expired, no fill
-# with older data can be in progress.
+# TTL of a user reference that `put_user` writes. It is far longer than a fill takes, so when the user reference
+# expires, no fill with older data is in progress.
 PUT_TTL_MS = 3_600_000
-# The TTL of a fill. It bounds how long a fill may be stale that was read before a change and written after the changed
-# entry had expired.
+# TTL of a user reference that a fill writes. If a fill reads a user before a change but writes after the changed user
+# reference has expired, readers get old data for up to this time.
 FILL_TTL_MS = 60_000
-# The TTL of versions of relations and threads. If a version expires, the next reader writes a new one and fetches its
-# cached values once more.
+# TTL of versions of relations and threads. If a version expires, the next reader writes a new one and loads its cached
+# values once more.
 VERSION_TTL_MS = 24 * 3_600_000
-# The TTL of versions of tweets and authors: they are many, and readers cache data under them for ten minutes at most.
+# TTL of versions of tweets and authors. It is short because these versions are many; readers cache data under such a
+# version for at most ten minutes.
 SHORT_VERSION_TTL_MS = 600_000
-# Attempts to write an entry. An attempt fails only if another process changes the same entry between WATCH and EXEC,
-# which is rare.
+# Maximum number of attempts of one `put_user`. An attempt fails only if another process changes the same user reference
+# between WATCH and EXEC, which is rare. After the last one `put_user` returns False.
 PUT_TRIES = 8
-# Random versions must not collide with each other, nor with the ids that callers pass.
+# Number of bits of a random version: so many that it equals neither another random version nor a Snowflake id that a
+# caller passes as a version.
 VERSION_BITS = 62
 
 _VERSION = Struct(">q")
@@ -57,28 +61,28 @@ _VERSION_TTLS_MS = {
 
 
 class SharedEntry(NamedTuple):
-    """A shared entry of a user. `data` is encoded by the writer; it is empty for a tombstone."""
+    """A user reference in Redis: its version, and `data` as the writer has encoded it, empty for a tombstone."""
 
     version: int
     data: bytes
 
 
 class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
-    """Entries of users by id, and versions of relations, threads, tweets and authors."""
+    """Reads and writes user references by user id, and versions of relations, threads, tweets and authors."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, "shared-entries")
         self._republishers = {kind: partial(self._republish, kind) for kind in _VERSION_TTLS_MS}
 
     async def users(self, ids: Sequence[int]) -> list[SharedEntry | None]:
-        """Returns the entry of each user in order; None if Redis has none or does not answer: then call the owning
-        service (identity)."""
+        """Returns the user references in the order of `ids`; None if Redis has none or does not answer: then call the
+        owning service (identity)."""
         found = await self._read_values(_USER, ids)
         return [_decode_entry(found.get(i)) for i in ids]
 
     async def put_user(self, user_id: int, version: int, data: bytes) -> bool:
-        """Writes the entry of a user, unless the stored one has an equal or higher version. Returns False if Redis did
-        not accept it."""
+        """Writes the reference of a user, or nothing if the stored one has an equal or higher version. Returns False if
+        Redis does not answer in time: readers may then still get an older user reference."""
         value = _VERSION.pack(version) + data
 
         async def put() -> bool:
@@ -92,7 +96,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
         return await self._within_timeout(put, False)
 
     async def fill_users(self, entries: Mapping[int, tuple[int, bytes]]) -> None:
-        """Writes entries that the owner returned, as {id: (version, data)}, for FILL_TTL_MS; leaves entries that exist."""
+        """Writes user references that the owning service returned, as {user id: (version, data)}, with the TTL
+        FILL_TTL_MS. Leaves keys that exist unchanged, and ignores failures."""
         values = {i: _VERSION.pack(version) + data for i, (version, data) in entries.items()}
 
         async def fill(node: Node, some: Sequence[int]) -> None:
@@ -103,32 +108,37 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
         await self._for_each_node(entries, fill)
 
     async def relation_version(self, user_id: int) -> int | None:
-        """Returns the version of a user's relations. Read it before the relations. None if Redis does not answer: then
-        treat cached relations as outdated."""
+        """Returns the user's relation version; None if Redis does not answer: then treat cached relations as outdated.
+        Read the version before the relations, so that a change between the two reads is noticed."""
         return await self._read_version(_RELATIONS, user_id)
 
     async def change_relations(self, user_ids: Sequence[int], new_version: int) -> bool:
-        """Publishes new versions of the users' relations, after the rows are written and before the call returns.
-        Returns False if Redis did not accept all of them; failed ones are retried in the background.
+        """Writes `new_version` as the relation version of each of these users. Call it after the rows are written and
+        before the writer's call returns. Returns False if Redis did not accept all writes; then a background task
+        writes other new versions until Redis accepts them.
 
         `new_version` must never have been used before, such as a new Snowflake id.
         """
         return await self._change_versions(_RELATIONS, user_ids, new_version)
 
     async def thread_version(self, root_id: int) -> int | None:
-        """Returns the version of a thread; None if Redis does not answer. Read it before the thread."""
+        """Returns the version of a thread; None if Redis does not answer: then treat the cached thread as outdated.
+        Read the version before the thread, so that a change between the two reads is noticed."""
         return await self._read_version(_THREAD, root_id)
 
     async def change_threads(self, root_ids: Sequence[int], new_version: int) -> bool:
-        """Publishes `new_version` for these threads, under the conditions and with the result of `change_relations`."""
+        """Writes `new_version` as the version of the threads with these root tweets; conditions and result are those of
+        `change_relations`."""
         return await self._change_versions(_THREAD, root_ids, new_version)
 
     async def tweet_versions(self, ids: Sequence[int]) -> list[int | None]:
-        """Returns the versions of tweets and their counts, in the order of `ids`; None if Redis does not answer."""
+        """Returns the version of each tweet, which changes with the tweet and with its counts, in the order of `ids`;
+        None if Redis does not answer."""
         return await self._read_versions(_TWEET, ids)
 
     async def change_tweets(self, ids: Sequence[int], new_version: int) -> bool:
-        """Publishes `new_version` for these tweets, under the conditions and with the result of `change_relations`."""
+        """Writes `new_version` as the version of these tweets; conditions and result are those of
+        `change_relations`."""
         return await self._change_versions(_TWEET, ids, new_version)
 
     async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
@@ -136,12 +146,13 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
         return await self._read_versions(_AUTHOR, user_ids)
 
     async def change_authors(self, user_ids: Sequence[int], new_version: int) -> bool:
-        """Publishes `new_version` for the tweets of these authors, under the conditions and with the result of
+        """Writes `new_version` as the version of these authors' tweets; conditions and result are those of
         `change_relations`."""
         return await self._change_versions(_AUTHOR, user_ids, new_version)
 
     async def _put_once(self, connection: RedisConnection, key: str, version: int, value: bytes) -> bool:
-        """Writes the entry in a transaction. Returns False if another client changed it meanwhile."""
+        """Writes the user reference in a transaction, unless the stored version is equal or higher. Returns False, and
+        has written nothing, if another process changed the user reference between WATCH and EXEC."""
         _, stored = await self._replies(connection, [command("WATCH", key), command("GET", key)])
         current = _decode_entry(stored)
         if current is not None and current.version >= version:
@@ -150,8 +161,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
         writing = command("MULTI") + command("SET", key, value, "PX", PUT_TTL_MS) + command("EXEC")
         _, queued, done = await connection.execute(writing, 3)
         if isinstance(queued, ReplyError) or isinstance(done, ReplyError):
-            # Redis rejected the write, for example because it is out of memory. Deletes the stale entry, so that
-            # readers call the owning service.
+            # Redis rejected the write, for example because it is out of memory. Deletes the stale user reference, so
+            # that readers call the owning service.
             await self._replies(connection, [command("DEL", key)])
             return True
         return done is not None

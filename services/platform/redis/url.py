@@ -21,7 +21,8 @@ from services.platform.rpc import errors
 
 Kind = Literal["single", "sentinel", "cluster"]
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
-# The most connections of redis-py, which runs the less frequent commands of a process.
+# Maximum number of connections per server of the redis-py client, which reads the slot map of a cluster. It needs one;
+# beyond the maximum a command fails with redis-py's error.
 MAX_CONNECTIONS = 64
 
 _KINDS: dict[str, tuple[Kind, bool]] = {
@@ -37,8 +38,9 @@ _KINDS: dict[str, tuple[Kind, bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class RedisTopology:
-    """A parsed URL. `hosts` are the Sentinels or some nodes of the cluster; `server` has the address of a single
-    server, or the credentials of every server."""
+    """The parsed setting `redis_url`. `hosts` are the (host, port) pairs in the URL: the server, the Sentinels, or some
+    nodes of the cluster. `master` is the name of the Sentinel group, "" if there is none. `server` has the credentials,
+    which are the same for all servers, and the address of a single server."""
 
     kind: Kind
     hosts: tuple[tuple[str, int], ...]
@@ -61,8 +63,8 @@ class RedisTopology:
         return self.server.path or (f"{self.master} at the Sentinels {hosts}" if self.master else hosts)
 
     def client(self, timeout_s: float) -> Client | RedisCluster:
-        """Returns a redis-py client that limits connecting and each command to `timeout_s` seconds. With its defaults
-        it would retry for a minute."""
+        """Returns a redis-py client that limits connecting and each command to `timeout_s` seconds. With redis-py's
+        default settings it would retry for a minute."""
         known: dict[str, Any] = {
             "username": self.server.username or None,
             "password": self.server.password or None,
@@ -86,7 +88,8 @@ class RedisTopology:
         return Client(host=self.server.host, port=self.server.port, ssl=self.server.tls, **known)
 
     def sentinel(self, timeout_s: float) -> Any:
-        """Returns redis-py's Sentinel client, which discovers the master."""
+        """Returns redis-py's Sentinel client, which discovers the master. `timeout_s` limits connecting and each
+        command, in seconds."""
         bounds: dict[str, Any] = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s, "protocol": 2}
         no_retry = bounds | {"retry": Retry(NoBackoff(), 0)}
         return Sentinel(list(self.hosts), sentinel_kwargs=no_retry)  # type: ignore[no-untyped-call]

@@ -1,1 +1,2 @@
-"""The contract read from descriptors, errors, the current call, deadlines, rate limits, and the interceptors of every method."""
+"""Reads the contract from descriptors, and defines errors, the current call, deadlines, rate limits and the
+interceptors."""

@@ -1,7 +1,8 @@
 """Determines the address of the client: the peer's, or the one that a trusted proxy reports.
 
-A proxy appends the address of its own peer to `X-Forwarded-For`. So the header is read from the right, and only as far as its addresses
-are trusted proxies of the settings. The client may have written everything further to the left.
+A proxy appends the address of its own peer to `X-Forwarded-For`. So the header is read from the right, until an address
+that is not in the setting `trusted_proxies`: this is the client. The client itself may have written everything further
+to the left.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # A provider gives each IPv6 customer a /64 or more, so all addresses of a /64 count as one client.
 IPV6_PREFIX = 64
-# Parsed addresses in the cache, about 200 bytes each: 2 MB.
+# Maximum number of addresses in each of the two caches below, about 200 bytes each: 4 MB. The least recently used is
+# evicted.
 MAX_KNOWN_ADDRESSES = 10_000
-# Entries of X-Forwarded-For that are read. A longer chain of trusted proxies is a mistake in the settings. The bound
-# also limits the work that a client can cause with a long header.
+# Maximum number of entries of X-Forwarded-For that are read. If all of them are trusted proxies and more are left, the
+# peer counts as the client: a longer chain of proxies is a mistake in the settings. The bound also limits the work that
+# a client can cause with a long header.
 MAX_HOPS = 16
-# The longest address with a zone. Longer text is neither parsed nor cached.
+# Maximum length of an address, including its zone, in characters. Longer text is not an address: it is neither parsed
+# nor cached.
 MAX_ADDRESS_CHARS = 64
 
 
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Returns the networks written as `10.0.0.0/8`, `2001:db8::/32` or a single address. Raises ValueError if one is none of these."""
+    """Returns the networks that the texts name, each written as `10.0.0.0/8`, `2001:db8::/32` or a single address.
+    Raises ValueError if a text is in none of these forms."""
     return tuple(ipaddress.ip_network(text) for text in texts)
 
 
@@ -46,9 +51,9 @@ class TrustedProxies:
     def client(self, peer: str, forwarded_for: Sequence[str]) -> str:
         """Returns the client's address without a port. `forwarded_for` holds the lines of `X-Forwarded-For` in order.
 
-        Returns `peer` if it is not a trusted proxy. Otherwise returns the right-most address of the header that is not trusted, or the
-        left-most address if all are trusted. Returns `peer` if an entry that is read is not an address, or if more than MAX_HOPS entries
-        would have to be read.
+        Returns `peer` if it is not a trusted proxy. Otherwise returns the right-most address of the header that is not
+        trusted, or the left-most address if all are trusted. Returns `peer` if an entry that is read is not an address,
+        or if more than MAX_HOPS entries would have to be read.
         """
         if not forwarded_for or not self.trusts(peer):
             return peer
@@ -72,7 +77,8 @@ NO_PROXIES = TrustedProxies(())
 
 
 def of_grpc_peer(peer: str) -> str:
-    """Returns the address in a gRPC peer string, such as `ipv4:192.0.2.1:1234` or `ipv6:%5B::1%5D:1234`; "" for a Unix socket."""
+    """Returns the address in a gRPC peer string, such as `ipv4:192.0.2.1:1234` or `ipv6:%5B::1%5D:1234`; "" for a Unix
+    socket."""
     kind, _, rest = peer.partition(":")
     return _without_port(unquote(rest)) if kind in ("ipv4", "ipv6") else ""
 
@@ -106,7 +112,8 @@ def _parsed_short(text: str) -> Address | None:
 
 
 def _without_port(text: str) -> str:
-    """Returns the host of `192.0.2.1:80`, `[2001:db8::1]:80` or `[2001:db8::1]`, without brackets; other text unchanged."""
+    """Returns the host of `192.0.2.1:80`, `[2001:db8::1]:80` or `[2001:db8::1]`, without brackets; other text
+    unchanged."""
     if text.startswith("["):
         return text[1:].partition("]")[0]
     host, colon, port = text.partition(":")

@@ -33,7 +33,8 @@ class ConcurrencyLimit:
     def hold(self, key: str) -> Iterator[None]:
         """Counts one operation of `key` until the end of the context.
 
-        Raises UNAVAILABLE if the total is reached, RESOURCE_EXHAUSTED if the key's maximum is reached; then counts nothing.
+        Raises UNAVAILABLE if the maximum of all operations is reached, RESOURCE_EXHAUSTED if the maximum of `key` is
+        reached. A rejected operation is not counted.
         """
         if self._total >= self._most:
             message = f"the server is overloaded: too many {self._what} are in progress; try again later"

@@ -1,6 +1,7 @@
 """The current call of the running task: who calls, its deadline and its trace, in a context variable.
 
-Servicers read the caller's identity here and nowhere else. Before a servicer runs, the policy of its method has been enforced.
+Servicers read the caller's identity here and nowhere else. Before a servicer runs, the policy of its method has been
+enforced.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ GATEWAY = "gateway"
 
 NEVER = float("inf")
 
-# Enough for the longest user agents of browsers. The text is stored with each session.
+# Maximum length of a user agent in characters; the rest is cut off. It is enough for the longest user agents of
+# browsers. The text is stored with each session.
 MAX_USER_AGENT_CHARS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The user of a verified access token; `user_id` is 0 if the call carries none."""
+    """The actor of a call, as its verified access token names the user. `user_id` is 0 if the call carries no token."""
 
     user_id: int = 0
     session_id: int = 0
@@ -38,13 +40,13 @@ ANONYMOUS = Actor()
 class Call(NamedTuple):
     """One call.
 
-    `method` is its path, such as `/roost.tweet.v1.TweetService/GetTweet`. `caller` is the calling service, OPERATOR, or
-    "" for a client outside the mesh. `deadline` is in seconds of the event loop's clock, NEVER if the method has none.
-    `user_agent` names the client's program, as returned by `bounded_user_agent`. `address` is the client's network
-    address as seen at the edge of the mesh, "" if it is not known.
+    `method` is its path, such as `/roost.tweet.v1.TweetService/GetTweet`. `caller` is the name of the calling service,
+    GATEWAY, OPERATOR, or "" for a client outside the mesh. `deadline` is in seconds of the event loop's clock, NEVER if
+    the method has none. `user_agent` names the client's program, as returned by `bounded_user_agent`. `address` is the
+    client's network address, which the process where the call entered the mesh has determined; "" if it is not known.
     """
 
-    # A tuple, because one is made for every call: a frozen dataclass takes four times as long (measured).
+    # A tuple, because one is created for every call: creating a frozen dataclass takes four times as long (measured).
     method: str = ""
     actor: Actor = ANONYMOUS
     caller: str = ""
@@ -60,7 +62,8 @@ current_call: ContextVar[Call] = ContextVar("roost_call", default=_NO_CALL)
 
 
 def bounded_user_agent(text: str) -> str:
-    """Returns the first MAX_USER_AGENT_CHARS characters without any that are not printable ASCII, which gRPC metadata cannot carry."""
+    """Returns the first MAX_USER_AGENT_CHARS characters without any that are not printable ASCII, which gRPC metadata
+    cannot carry."""
     text = text[:MAX_USER_AGENT_CHARS]
     if text.isascii() and text.isprintable():
         return text

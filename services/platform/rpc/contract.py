@@ -1,6 +1,7 @@
 """Reads every RPC from the descriptors of the generated modules: its policy, message types and wire type.
 
-The interceptors, the gateway and the CLI derive their routes, checks and commands from this, so that no second list exists.
+The interceptors, the gateway and the CLI derive their checks, routes and commands from these methods, so that no second
+list exists.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from services.platform.rpc.context import GATEWAY
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC, such as path `/roost.tweet.v1.TweetService/GetTweet`, service `roost.tweet.v1.TweetService`, service name `tweet`.
+    """One RPC. For example, its `path` is `/roost.tweet.v1.TweetService/GetTweet`, its `service` is
+    `roost.tweet.v1.TweetService`, its `service_name` is `tweet` and its `name` is `GetTweet`.
 
-    `request` and `response` are the generated classes. `caller_only` names the request's fields that must hold the caller's own id.
+    `request` and `response` are the generated classes. `caller_only` names the request's fields that must hold the
+    caller's own id.
     """
 
     path: str
@@ -37,7 +40,8 @@ class Method:
     descriptor: MethodDescriptor
     request: type[Message]
     response: type[Message]
-    # The class that servicers return and that channels carry: the response's wire type if it declares one, else the response.
+    # The class that servicers return and that channels carry: the response's wire type if it declares one, else the
+    # response.
     wire_response: type[Message]
     caller_only: tuple[str, ...]
     # The maximum lengths of the request's lists.
@@ -59,7 +63,8 @@ def field_policy(field: FieldDescriptor) -> options_pb2.FieldPolicy:
 
 
 def wire_class_of(message: Descriptor) -> type[Message]:
-    """Returns the class that services pass for this message: its wire type if it declares one, else its own class."""
+    """Returns the class of the objects that channels carry for this message: its wire type if it declares one, else its
+    own generated class."""
     name = message.GetOptions().Extensions[options_pb2.wire_type]
     return message_class(descriptor_pool.Default().FindMessageTypeByName(name) if name else message)
 
@@ -72,7 +77,8 @@ def message_class(descriptor: Descriptor) -> type[Message]:
 
 @functools.cache
 def methods() -> Mapping[str, Method]:
-    """Returns every RPC of every `roost` package by path, in a stable order. Imports all generated modules at the first call."""
+    """Returns every RPC of every `roost` package by path, in a stable order. Imports all generated modules at the first
+    call."""
     found: dict[str, Method] = {}
     for module in sorted(_modules()):
         file: Any = importlib.import_module(module).DESCRIPTOR
@@ -101,7 +107,7 @@ def callers_of(method: Method) -> frozenset[str]:
 
 
 def called_by(name: str) -> frozenset[str]:
-    """Returns the names of the services that have at least one method with access `MESH` whose policy admits the
+    """Returns the names of the services that have at least one method with access `MESH` whose policy allows the
     service `name` as a caller."""
     return frozenset(method.service_name for method in methods().values() if name in callers_of(method))
 

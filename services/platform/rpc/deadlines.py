@@ -13,13 +13,14 @@ _NOT_BEGUN = object()
 
 
 class with_deadline(Generic[T]):  # noqa: N801 (used as a function: `await with_deadline(deadline, coroutine)`)
-    """Awaits a coroutine until a deadline (seconds of the monotonic clock; inf: none), then cancels it and raises TimeoutError.
+    """Awaits a coroutine until a deadline (seconds of the monotonic clock; inf: none), then cancels it and raises
+    TimeoutError.
 
-    asyncio.timeout_at does the same at 9 µs a call (measured). Most in-process calls are answered from memory and never suspend, so the
-    timer is set only when the coroutine suspends for the first time.
+    asyncio.timeout_at does the same at 9 µs a call (measured). Most in-process calls are answered from memory and never
+    suspend, so the timer is set only when the coroutine suspends for the first time.
 
-    `first_awaitable` is for a caller that has already advanced the coroutine with `send(None)` to avoid the cost of this object: it is
-    the value that `send` returned.
+    `first_awaitable` is for a caller that has already advanced the coroutine with `send(None)` to avoid the cost of
+    this object: it is the value that `send` returned.
     """
 
     __slots__ = ("_coroutine", "_deadline", "_fired", "_first_awaitable", "_task")

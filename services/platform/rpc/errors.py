@@ -1,8 +1,8 @@
 """Defines RoostError, the only exception that passes from one service to another.
 
-Services raise the errors that these functions return. The interceptors convert them to `google.rpc.Status` with ErrorInfo, BadRequest
-and RetryInfo details; the gateway converts that to problem+json (RFC 9457). Any other exception becomes INTERNAL with an error id: its
-text is logged and never sent.
+Services raise the errors that these functions return. The interceptors convert them to `google.rpc.Status` with
+ErrorInfo, BadRequest and RetryInfo details; the gateway converts this status to problem+json (RFC 9457). Any other
+exception becomes INTERNAL with an error id: its text is logged and never sent.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from services.platform.rpc.reasons import Reason
 DOMAIN = "roost"
 STATUS_KEY = "grpc-status-details-bin"
 
-# Seconds after which a caller should try again, for errors that are raised without a delay of their own.
+# Seconds after which a client should retry, for RESOURCE_EXHAUSTED and UNAVAILABLE errors that state no other delay.
 DEFAULT_RETRY_AFTER_S = 1.0
-# The most violations in one error: a client corrects these first, so further violations would only cost bytes.
+# Maximum number of violations in one error; further ones are left out, because a client corrects the first ones before
+# it calls again.
 MAX_VIOLATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A field that breaks a rule. `field` is its path in the request, such as `profile.bio`; `message` says what the rule demands."""
+    """A field that breaks a rule. `field` is its path in the request, such as `profile.bio`; `message` says what the
+    rule demands."""
 
     field: str
     message: str
@@ -38,7 +40,9 @@ class Violation:
 class RoostError(Exception):
     """An error with a gRPC status code, a machine-readable reason and a message that may be shown to the caller.
 
-    `reason` is a Reason, else the name of the status code; it may also be an unknown text that a peer of another version sent.
+    `reason` is a Reason, or the name of the status code if the error has none; if a process of a newer release sent the
+    error, it may be a reason that this release does not know. `violations` are the request's fields that break a rule.
+    `retry_after_s` is the number of seconds after which clients should retry, None if the error states no delay.
     """
 
     code: grpc.StatusCode
@@ -73,13 +77,15 @@ class RoostError(Exception):
 
 
 def invalid_argument(message: str, field: str | None = None, *, violations: Iterable[Violation] = ()) -> RoostError:
-    """Returns INVALID_ARGUMENT: the request breaks a rule, whatever the state of the data. `field` is the path of the wrong field."""
+    """Returns INVALID_ARGUMENT: the request breaks a rule, whatever the state of the data. `field` is the path of the
+    wrong field; it becomes the only violation if `violations` is empty."""
     found = tuple(violations) or ((Violation(field, message),) if field else ())
     return RoostError(grpc.StatusCode.INVALID_ARGUMENT, message, violations=found)
 
 
 def broken_rules(violations: Sequence[Violation]) -> RoostError:
-    """Returns INVALID_ARGUMENT with these violations, of which there must be at least one; the first one makes the message."""
+    """Returns INVALID_ARGUMENT with these violations, of which there must be at least one. The message is that of the
+    first violation."""
     first = violations[0]
     message = f"{first.field}: {first.message}" if first.field else first.message
     return invalid_argument(message, violations=violations)
@@ -114,7 +120,8 @@ def failed_precondition(message: str, reason: Reason | None = None) -> RoostErro
 def resource_exhausted(
     message: str, retry_after_s: float = DEFAULT_RETRY_AFTER_S, reason: Reason | None = None
 ) -> RoostError:
-    """Returns RESOURCE_EXHAUSTED: a queue or quota is used up. Clients are told to retry after `retry_after_s` seconds."""
+    """Returns RESOURCE_EXHAUSTED: a queue is full or a limit is reached. Clients are told to retry after
+    `retry_after_s` seconds."""
     return RoostError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, reason or "", retry_after_s=retry_after_s)
 
 
@@ -135,7 +142,8 @@ def unimplemented(message: str) -> RoostError:
 
 
 def internal(error_id: str) -> RoostError:
-    """Returns INTERNAL for an unexpected exception. The message holds only `error_id`, under which the exception is logged."""
+    """Returns INTERNAL for an unexpected exception. The message holds only `error_id`, under which the exception is
+    logged."""
     return RoostError(grpc.StatusCode.INTERNAL, f"internal error {error_id}")
 
 
@@ -163,7 +171,8 @@ def from_status(status: status_pb2.Status) -> RoostError:
     return error
 
 
-# Messages in place of gRPC's own texts, which name addresses and libraries, by the status codes that gRPC itself produces.
+# Messages in place of gRPC's own texts, which name addresses and libraries, by the status codes that gRPC itself
+# produces.
 _OF_GRPC = {
     grpc.StatusCode.UNAVAILABLE: "a service that this needs cannot be reached now",
     grpc.StatusCode.DEADLINE_EXCEEDED: "the deadline passed",
@@ -186,9 +195,11 @@ def notes_of(error: BaseException) -> str:
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> RoostError:
-    """Returns an error of a stub as a RoostError, with the details of its trailing metadata.
+    """Returns the RoostError for an error that a stub raised, from the status details in its trailing metadata.
 
-    If there are none, gRPC itself made the error: then the message is a sentence of _OF_GRPC, and gRPC's text becomes a note for the log.
+    Without status details, the RoostError has the status code of the call. If gRPC itself produces this code, the
+    message is a sentence of _OF_GRPC, and gRPC's text becomes a note for the log; otherwise the message is the one that
+    the servicer sent.
     """
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_KEY and isinstance(value, bytes):

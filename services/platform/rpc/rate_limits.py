@@ -1,20 +1,22 @@
 """Rate limits: a token bucket for each (class, user or address), stored as the time at which it is full again (GCRA).
 
-A process has one RateLimits object for its HTTP gateway and its gRPC server, so a client that uses both has one allowance. The policy of a
-method names its class; the settings define the limit of each class.
+A process has one RateLimits object for its HTTP gateway and its gRPC server, so a client that uses both has one
+allowance. The policy of a method names its class; the settings define the limit of each class.
 
 The classes in BY_ADDRESS count by the client's address, whether or not a token is sent: otherwise an attacker would get
-an allowance for each account of their own. In addition, failed attempts are counted for the account that the request
-names (FieldPolicy `rate_limit_key`). An attacker must not be able to lock the owner out of an account by such a limit,
+an allowance for each account of their own. In addition, failed log-ins are counted for the account that the request
+names (FieldPolicy `rate_limit_key`). An attacker must not be able to lock the owner out of an account by this limit,
 so:
 
 - failures count for the pair (account, address); those of one address do not affect another address;
-- failures from addresses that never logged in to the account also count for the account as a whole. After that allowance is used up,
-  each such address gets a few tries an hour; addresses that logged in to the account before are not affected;
+- failures from addresses that never logged in to the account also count for the account as a whole. After
+  STRANGERS_FAILURES of them, an address that never logged in to the account gets SLOWED_FAILURES attempts an hour;
+  addresses that logged in to the account before are not affected;
 - a successful attempt is not counted if the policy says that success proves ownership of the account.
 
-The `limits` package was measured and rejected: a hit with its statistics costs 12–20 µs, and its memory storage starts a thread every
-10 ms that walks all keys. A bucket here costs under 1 µs, and the number of buckets is bounded.
+The `limits` package was measured and rejected: to count a request and to read what remains takes 12–20 µs, and its
+memory storage starts a thread every 10 ms that iterates over all keys. `Bucket.take` takes under 1 µs, and the number
+of buckets is bounded.
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ from services.platform.rpc.contract import Method, field_policy
 from services.platform.rpc.reasons import Reason
 
 WINDOW_S = 60.0
-# Buckets of one class, 100 bytes each. Full buckets are evicted first: a full bucket equals an absent one.
+# Maximum number of keys of one class, about 100 bytes each. Beyond it keys whose bucket is full are evicted, because a
+# full bucket equals an absent one; if there are none, the oldest tenth is evicted.
 MAX_BUCKETS = 100_000
-# Seconds. Rounding of float sums must not reject the last request of a window.
+# Tolerance in seconds: a rounding error of floats must not reject the last request that the limit allows.
 SLACK_S = 1e-6
 
 # The window of the limit of sign-ups, in seconds. It is one hour, because a limit per minute would allow thousands of
@@ -46,16 +49,22 @@ SLACK_S = 1e-6
 SIGN_UPS_WINDOW_S = 3_600.0
 BY_ADDRESS = frozenset({options.RATE_LIMIT_AUTH, options.RATE_LIMIT_SIGN_UP})
 
-# Failures at one account from one address: 10 at once for a user who tries several passwords, then one every three minutes.
+# Maximum number of failed log-ins to one account from one address, and the seconds in which this allowance refills: 10
+# at once for a user who tries several passwords, then one every three minutes. Beyond it attempts are rejected with
+# RESOURCE_EXHAUSTED.
 FAILURES, FAILURES_WINDOW_S = 10, 1_800.0
-# Failures at one account from all addresses that never logged in to it. NIST SP 800-63B allows 100 consecutive failures.
+# Maximum number of failed log-ins to one account from all addresses that never logged in to it, and the seconds in
+# which this allowance refills. NIST SP 800-63B allows 100 consecutive failures.
 STRANGERS_FAILURES, STRANGERS_WINDOW_S = 100, 3_600.0
-# Failures allowed for an address without an earlier log-in, once STRANGERS_FAILURES is used up: enough for the owner on
-# a new device, too few to guess a password.
+# Maximum number of failed log-ins to one account from one address that never logged in to it, when STRANGERS_FAILURES
+# is used up, and the seconds in which this allowance refills: enough for the owner on a new device, too few to guess a
+# password. Beyond it attempts are rejected with RESOURCE_EXHAUSTED.
 SLOWED_FAILURES, SLOWED_WINDOW_S = 3, 3_600.0
-# (account, address) pairs with a successful log-in, about 200 bytes each; the least recently used are evicted first.
+# Maximum number of (account, address) pairs whose successful log-in is remembered, about 200 bytes each. Beyond it the
+# least recently used is evicted.
 MAX_OWNERS = 100_000
-# User names and e-mail addresses are shorter than this, so the rest of a longer text is ignored.
+# Maximum length in characters of the account in a key. The rest of a longer text is ignored: usernames and e-mail
+# addresses are shorter.
 MAX_ACCOUNT_CHARS = 320
 
 # Status codes of attempts that were rejected before the credentials were checked: they do not count as failures.
@@ -68,8 +77,8 @@ NOT_TRIED = frozenset(
 class Verdict:
     """The decision of a bucket about one request.
 
-    `remaining` is the number of further requests allowed now; `reset_s` seconds until the bucket is full, `retry_after_s` seconds until a
-    request is allowed again (0 if this one is).
+    `remaining` is the number of further requests allowed now; `reset_s` seconds until the bucket is full,
+    `retry_after_s` seconds until a request is allowed again (0 if this request is allowed).
     """
 
     bucket: Bucket
@@ -87,7 +96,8 @@ class Verdict:
 
 
 class Bucket:
-    """The buckets of one class by key: each allows `limit` requests at once and refills evenly over `window_s` seconds."""
+    """The buckets of one class by key: each allows `limit` requests at once and refills evenly over `window_s`
+    seconds."""
 
     __slots__ = ("_full_at", "_max_buckets", "_step", "limit", "name", "window_s")
 
@@ -132,7 +142,8 @@ class Bucket:
 
 
 class Attempts:
-    """Counts failed log-ins by (account, address) and by account; the module's docstring gives the rules and their reasons."""
+    """Counts failed log-ins by (account, address) and by account; the module's docstring gives the rules and their
+    reasons."""
 
     def __init__(self, clock: Callable[[], float], max_owners: int = MAX_OWNERS) -> None:
         self._clock = clock
@@ -148,8 +159,8 @@ class Attempts:
         """Counts the body of the `with` block as one attempt to log in to each account. Raises RESOURCE_EXHAUSTED if
         too many earlier attempts failed.
 
-        If `proves` is true, success proves ownership: the attempt is not counted, and the address counts as one of the owner's from now
-        on. An attempt that fails with a code in NOT_TRIED is not counted either.
+        If `proves` is true, success proves ownership: the attempt is not counted, and the address counts as one of the
+        owner's from now on. An attempt that fails with a code in NOT_TRIED is not counted either.
         """
         taken: list[tuple[Bucket, object]] = []
         try:
@@ -189,7 +200,8 @@ class Attempts:
 
 
 class MethodLimit:
-    """The rate limit of one method: the bucket of its class, and the failed attempts at accounts that its requests name."""
+    """The rate limit of one method: the bucket of its class, and the counts of failed log-ins to the accounts that its
+    requests name."""
 
     def __init__(self, method: Method, bucket: Bucket, attempts: Attempts, clock: Callable[[], float]) -> None:
         self._bucket = bucket
@@ -243,7 +255,8 @@ class RateLimits:
             }
 
     def limit_of(self, method: Method) -> MethodLimit | None:
-        """Returns the method's limit; None if the settings disable rate limits or the method's policy names no class."""
+        """Returns the method's limit; None if the settings disable rate limits or the method's policy names no
+        class."""
         bucket = self._buckets.get(method.policy.rate_limit)
         return None if bucket is None else MethodLimit(method, bucket, self._attempts, self._clock)
 
@@ -255,7 +268,8 @@ class RateLimits:
 
 
 def _folded(name: str) -> str:
-    """Returns a name or e-mail address in NFKC and folded case, without a leading @: spellings of one account share one allowance."""
+    """Returns a username or e-mail address in NFKC and folded case, without a leading @, so that all spellings of one
+    account share one allowance."""
     return unicodedata.normalize("NFKC", name[:MAX_ACCOUNT_CHARS]).casefold().strip().removeprefix("@")
 
 

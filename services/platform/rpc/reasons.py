@@ -1,7 +1,8 @@
 """Lists every reason of an error. Programs act on the reason; the message is for people.
 
-HTTP clients see it in lower case as `code` of a problem; gRPC and Connect clients as `reason` of ErrorInfo. An error without a reason has
-the name of its status code instead. The names are part of the API: they are never renamed, and no two mean the same.
+HTTP clients get the reason in lower case as `code` of a problem, gRPC and Connect clients as `reason` of ErrorInfo. An
+error without a reason has the name of its status code instead. The names are part of the API: they are never renamed,
+and no two reasons mean the same.
 """
 
 from __future__ import annotations

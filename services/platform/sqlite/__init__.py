@@ -1,1 +1,2 @@
-"""The embedded backend in one data directory: a group-committing SQLite database, the event log, the outbox and the worker id."""
+"""The embedded backend in one data directory: a group-committing SQLite database, the event log, the outbox and the
+worker id."""

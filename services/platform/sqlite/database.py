@@ -216,7 +216,8 @@ class _JobQueue:
         return await future
 
     def close(self, threads: int) -> bool:
-        """Rejects new units and ends `threads` threads after the queued units. Returns False if it was closed before."""
+        """Rejects new units and ends `threads` threads after the queued units. Returns False if it was closed
+        before."""
         was_open, self._open = self._open, False
         for _ in range(threads if was_open else 0):
             self.jobs.put(None)

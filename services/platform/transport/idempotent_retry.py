@@ -19,8 +19,8 @@ from services.platform.rpc.contract import Method
 ATTEMPTS = 3
 # Status codes that are retried. A draining server answers CANCELLED to calls that it has not accepted.
 RETRIED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-# Backoff between two attempts, in seconds: FIRST_BACKOFF_S, then BACKOFF_MULTIPLIER times the previous one, up to MAX_BACKOFF_S. The
-# first is short, because the next attempt usually goes to another instance.
+# Backoff between two attempts, in seconds: FIRST_BACKOFF_S, then BACKOFF_MULTIPLIER times the previous one, up to
+# MAX_BACKOFF_S. The first is short, because the next attempt usually goes to another instance.
 FIRST_BACKOFF_S, MAX_BACKOFF_S, BACKOFF_MULTIPLIER = 0.02, 0.5, 3
 
 KEY_FIELD = "idempotency_key"

@@ -20,8 +20,8 @@ REGISTRY = "registry"
 class RemoteServices:
     """Knows the services in the setting `static_peers` and those that it looks up in the registry.
 
-    Channels authenticate with `mesh_secret`, and those of the operator with `operator_token` as well. They are opened at
-    their first use and closed by `close`.
+    Channels authenticate with `mesh_secret`, and those of the operator with `operator_token` as well. They are opened
+    at their first use and closed by `close`.
     """
 
     def __init__(self, settings: Settings, mesh_secret: str, operator_token: str) -> None:

@@ -106,7 +106,8 @@ def to_roost_error(error: Exception, method: str, request_id: str) -> errors.Roo
 
 
 async def abort(context: Any, error: errors.RoostError, sent: tuple[tuple[str, str | bytes], ...]) -> None:
-    """Ends the call with the error, its status details and the trailing metadata `sent`. Raises AbortError: it never returns."""
+    """Ends the call with the error, its status details and the trailing metadata `sent`. Raises AbortError: it never
+    returns."""
     details = [*sent, (errors.STATUS_KEY, error.status().SerializeToString())]
     if error.retry_after_s is not None:
         # The header `retry-after` is for clients that do not parse the status details, whose RetryInfo contains the

@@ -1,7 +1,7 @@
 """The interceptors of every RPC: access, deadline, validation, error mapping and metrics.
 
-`endpoint` holds the chain, `metrics` its counters, `validation` the field rules of the contract. The gRPC server and the in-process
-channel use the same chain, so no rule can hold for one of them only.
+`endpoint` runs the interceptors in order, `metrics` counts calls, `validation` checks the field rules of the contract.
+The gRPC server and the in-process channel use the same interceptors, so every rule applies to both.
 """
 
 from services.platform.rpc.interceptors.endpoint import (

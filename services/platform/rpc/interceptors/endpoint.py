@@ -1,4 +1,4 @@
-"""Runs a servicer's method behind access, deadline, validation, error mapping and metrics."""
+"""Runs a servicer's method with its interceptors: access, deadline, validation, error mapping and metrics."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from services.platform.rpc.reasons import Reason
 
 log = structlog.get_logger()
 
-# Seconds. With less time left the response could not arrive in time, so the call is rejected before any work.
+# Minimum number of seconds until the deadline with which a call is begun. With less time the response could not arrive
+# before the deadline, so the call is rejected with DEADLINE_EXCEEDED.
 MIN_REMAINING_S = 0.002
-# Seconds. The event loop's timers have a resolution of 1 ms and may fire that much early.
+# A TimeoutError up to this many seconds before the call's deadline still counts as caused by the deadline: the event
+# loop's timers have a resolution of 1 ms and may fire early.
 EARLY_S = 0.002
 
 # Status codes of a called service that are passed on to the caller, who can act on them. Any other code means a defect
@@ -42,22 +44,25 @@ PROPAGATED_CODES = frozenset(
 
 
 class ServicerContext(Protocol):
-    """The part of gRPC's context that servicers may use; the rest is in `services.platform.rpc.context`."""
+    """The part of gRPC's context that servicers may use. They read the metadata of the call from
+    `services.platform.rpc.context`."""
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
         """Sets the (key, value) pairs that are sent after the response."""
 
 
 class InterceptedMethod:
-    """A servicer's method behind access, deadline, validation, error mapping and metrics."""
+    """A servicer's method with its interceptors: access, deadline, validation, error mapping and metrics. `cap_s` is
+    the deadline in the method's policy in seconds, NEVER if it has none."""
 
     __slots__ = ("_bounds", "_callers", "_observer", "_open", "_serve", "cap_s", "method")
 
     def __init__(self, method: Method, servicer: object | None) -> None:
-        """`servicer` has a method named `method.name`. If it is None, calls get UNIMPLEMENTED after the access check."""
+        """`servicer` has a method named `method.name`. If it is None, calls get UNIMPLEMENTED after the access
+        check."""
         self.method = method
         self.cap_s = method.policy.deadline_ms / 1000 or NEVER
-        # The policy is read once, because reading a field of a message costs as much as the check itself.
+        # The policy is read once, because reading a field of a message takes as long as the check itself.
         self._open = method.policy.access == options.ACCESS_PUBLIC
         self._bounds = method.bounds or None
         self._callers = callers_of(method) if method.policy.access == options.ACCESS_MESH else None
@@ -70,10 +75,12 @@ class InterceptedMethod:
     async def unary(
         self, request: Message | bytes, call: Call, context: ServicerContext, *, trusted_local: bool = False
     ) -> Message:
-        """Serves one unary call in the current task and returns its response. Raises RoostError, or CancelledError if cancelled.
+        """Serves one unary call in the current task and returns its response. Raises RoostError, or CancelledError if
+        cancelled.
 
-        A request in bytes is parsed after the access check: parsing a megabyte of empty messages takes 70 ms. If `trusted_local` is true,
-        a service of this process made the request, and the field rules of mesh methods are not checked again.
+        A request in bytes is parsed after the access check: parsing a megabyte of empty messages takes 70 ms. If
+        `trusted_local` is true, a service of this process made the request, and the field rules of mesh methods are not
+        checked.
         """
         current_call.set(call)
         begun = self._observer.begin()
@@ -122,7 +129,8 @@ class InterceptedMethod:
         return self._serve is not None
 
     def _authorize(self, request: Message | bytes, call: Call, now: float, trusted_local: bool = False) -> Message:
-        """Returns the parsed request if access policy, deadline, list bounds and field rules allow it; `now` is monotonic seconds.
+        """Returns the parsed request if access policy, deadline, list bounds and field rules allow it; `now` is
+        monotonic seconds.
 
         Raises UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, INVALID_ARGUMENT or UNIMPLEMENTED.
         """
@@ -212,9 +220,10 @@ def check_access(method: Method, call: Call, callers: Collection[str] | None = N
 
 
 def intercepted_methods(servicers: Mapping[str, object]) -> dict[str, InterceptedMethod]:
-    """Returns the intercepted methods of the servicers (by full gRPC service name) by path.
+    """Returns an InterceptedMethod for each method of the servicers, by path. `servicers` maps full gRPC service names
+    to servicers.
 
-    Raises ValueError if the contract has no service of such a name.
+    Raises ValueError if the contract has no service of one of these names.
     """
     found = {
         method.path: InterceptedMethod(method, servicers[method.service])
@@ -228,9 +237,10 @@ def intercepted_methods(servicers: Mapping[str, object]) -> dict[str, Intercepte
 
 
 def unserved(service_names: Collection[str], served: Collection[str]) -> dict[str, InterceptedMethod]:
-    """Returns intercepted methods without a servicer, by path, for all methods of these services whose path is not in `served`.
+    """Returns intercepted methods without a servicer, by path, for all methods of these services whose path is not in
+    `served`.
 
-    They answer UNIMPLEMENTED, but only after the access check.
+    Their calls get UNIMPLEMENTED, after the access check.
     """
     return {
         path: InterceptedMethod(method, None)

@@ -1,7 +1,7 @@
 """Counts and measures RPCs, under the metric names of go-grpc-prometheus, which gRPC dashboards expect.
 
-The counts are plain integers that prometheus_client reads at a scrape: its own counters take a lock each and cost 6 µs a call
-(measured), a tenth of an in-process call.
+The counts are plain integers that prometheus_client reads at a scrape: its own counters take a lock each and cost 6 µs
+a call (measured), a tenth of an in-process call.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from prometheus_client.registry import Collector
 
 _OK = grpc.StatusCode.OK
 LABELS = ("grpc_service", "grpc_method")
-# From the cost of an in-process call (tens of µs) to the longest deadline, in seconds.
+# Upper bounds of the histogram's buckets in seconds: from about the duration of an in-process call to the longest
+# deadline.
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Observer:
-    """The counts of one method. All calls of a process run on one event loop, so no lock is needed."""
+    """Counts the calls of one method and measures their duration. All calls of a process run on one event loop, so no
+    lock is needed."""
 
     __slots__ = ("_buckets", "_handled", "_ok", "_seconds", "_started")
 
@@ -82,7 +84,8 @@ class _Families:
 
 
 class _Observers(Collector):
-    """Collects the counts of all methods. A method that is served twice in one interpreter (in tests) has one Observer."""
+    """Collects the counts of all methods. A method that is served twice in one interpreter (in tests) has one
+    Observer."""
 
     def __init__(self) -> None:
         self.by_method: dict[tuple[str, str], Observer] = {}
@@ -101,5 +104,6 @@ REGISTRY.register(_observers)
 
 
 def observer_of(service: str, method: str) -> Observer:
-    """Returns the Observer of a method, the same one at every call. `service` is the full gRPC name, `method` the bare one."""
+    """Returns the Observer of a method, the same one at every call. `service` is the full gRPC name, `method` the bare
+    one."""
     return _observers.by_method.setdefault((service, method), Observer())

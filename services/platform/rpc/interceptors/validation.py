@@ -15,8 +15,9 @@ from services.platform.rpc.contract import Method, field_policy
 from services.platform.rpc.errors import MAX_VIOLATIONS, Violation
 from services.platform.rpc.reasons import Reason
 
-# protovalidate computes all violations before it returns the first, at 10 µs or more each. If the lists of a request type can hold more
-# items than this, the check stops at the first violation.
+# If the lists of a request type can hold more items in total than this number, only the first violation is reported,
+# otherwise up to MAX_VIOLATIONS. protovalidate computes all violations before it returns the first, which takes 10 µs
+# or more for each.
 MAX_ITEMS_OF_ALL_VIOLATIONS = 200
 
 _validator = protovalidate.Validator()
@@ -34,7 +35,8 @@ def validate(method: Method, request: Message) -> None:
 
 
 def check_caller_only(method: Method, request: Message, call: Call) -> None:
-    """Raises PERMISSION_DENIED if a field with the option `caller_only` holds another user id than the caller's; 0 is allowed."""
+    """Raises PERMISSION_DENIED if a field with the option `caller_only` holds another user id than the caller's; 0 is
+    allowed."""
     for name in method.caller_only:
         value = getattr(request, name)
         if value and value != call.actor.user_id:
@@ -52,7 +54,7 @@ def _violation(found: protovalidate.Violation, request: Message) -> Violation:
         # The subscript is the index in a list or the key in a map; None for a plain field.
         key = element.subscript.value if element.subscript is not None else None
         parts.append(element.field_name if key is None else f"{element.field_name}[{key}]")
-    # A rule of the whole message has no field, and declares its message in the contract.
+    # A rule of the whole message has no field; the contract declares the text of its violation.
     words = _WORDS.get(found.proto.rule_id) if field is not None else None
     return Violation(".".join(parts), words(found.rule_value, field) if words is not None else found.proto.message)
 
@@ -81,8 +83,8 @@ def _at_least(number: Any, _: Any) -> str:
     return "must not be empty" if number == 1 else f"must have at least {number} characters"
 
 
-# Rule id → the message for people. For other rules protovalidate's own message is used; a test fails for every rule of the contract whose
-# own message is not a sentence.
+# Rule id → function that returns the text of a violation from the rule's value and the field. For other rules the text
+# of protovalidate is used; a unit test checks that it is a sentence for every rule of the contract.
 _WORDS: dict[str, Words] = {
     "bytes.max_len": _counted("must have at most", "byte"),
     "enum.defined_only": _choices,
