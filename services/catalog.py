@@ -1,7 +1,7 @@
 """Lists the services in start order, the backends that a process can open, and the key source for access tokens.
 
-`scripts/new-service` adds a service: its name here, its folder below `services/` and its protos. `migrations` finds its
-Cassandra migrations by their file name.
+`scripts/new-service` adds a service: its name here, its folder below `services/` and its protos. `migrations` finds the
+Cassandra migrations of a service in its file `store/cassandra/schema.py`.
 """
 
 from __future__ import annotations

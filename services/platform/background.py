@@ -10,7 +10,8 @@ import structlog
 
 from services.platform.log_events import LogEvent
 
-# Seconds until a worker that failed runs again: short for its users, long enough not to fill the log.
+# Seconds after which a failed worker runs again: a short interruption, and long enough that repeated failures do not
+# fill the log.
 RESTART_S = 2.0
 
 _log = structlog.get_logger(__name__)

@@ -29,19 +29,20 @@ from services.platform.rpc.client_address import networks
 
 # The parent directory of the package `services`: a checkout, or `site-packages` if Roost is installed as a package.
 CHECKOUT = Path(__file__).resolve().parents[2]
-# The minimum length of a secret of 128 bits: a hexadecimal digit holds four bits, a base64 character six.
+# Minimum length of a secret in hexadecimal digits, and in characters if it is not hexadecimal: 128 random bits need
+# this many, because a hexadecimal digit holds four bits and a base64 character six.
 MIN_SECRET_HEX, MIN_SECRET_CHARS = 32, 22
-# A random secret of the minimum length has fewer different characters once in ten million. Rejects secrets such as
-# `aaaa…`, which are long enough but can be guessed.
+# Minimum number of different characters in a secret. It rejects secrets such as `aaaa…`, which are long enough but can
+# be guessed; a random secret of the minimum length has fewer different characters once in ten million.
 MIN_DIFFERENT_CHARS = 8
 
 PREFIX = "ROOST_"
-# The most settings that an error suggests in place of an unknown one. Most words occur in one or two names of settings;
-# `cassandra` occurs in seven, of which the address is declared first.
+# Maximum number of settings that an error suggests in place of an unknown one. Most words occur in the names of one or
+# two settings. `cassandra` occurs in more; the first declared, the addresses, is the most likely one.
 MAX_SUGGESTIONS = 3
 CONFIG_VARIABLE = "ROOST_CONFIG"
-# Variables that are not settings: the backends whose tests scripts/test must not skip, and the random seed of the
-# tests. Processes that tests start inherit them, so they must be accepted.
+# Variables that are not settings but must be accepted. ROOST_REQUIRE lists the backends whose tests `scripts/test` must
+# not skip, ROOST_SEED is the random seed of the tests; processes that tests start inherit both.
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "ROOST_REQUIRE", "ROOST_SEED"})
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 # Kubernetes sets variables with the address of each Service of the namespace in every pod. For a Service called `roost`
@@ -52,9 +53,9 @@ _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 
 
 def _plain_name(name: str) -> str:
-    """Returns the name if it can begin the names of Cassandra keyspaces, Kafka topics and OpenSearch indexes.
+    """Returns the name unchanged if Cassandra keyspaces, Kafka topics and OpenSearch indexes can have it as a prefix.
 
-    Raises ValueError if it cannot.
+    Raises ValueError otherwise.
     """
     if not _PLAIN_NAME.fullmatch(name):
         raise ValueError("must be 1 to 24 lower-case letters, digits and underscores, and begin with a letter")
@@ -77,7 +78,8 @@ def _split_peers(value: object) -> object:
 
 
 def _check_secret(value: str) -> str:
-    """Returns the secret. Raises ValueError if it is too short or too uniform to hold 128 random bits.
+    """Returns the secret unchanged. Raises ValueError if it is too short, or has too few different characters, to hold
+    128 random bits.
 
     Accepts "". A secret that passes may still be weak, because the randomness of a string cannot be measured.
     """
@@ -93,7 +95,7 @@ def _check_secret(value: str) -> str:
 
 
 def _check_networks(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the networks. Raises ValueError if one is not written as address/bits."""
+    """Returns the networks unchanged. Raises ValueError if one is neither address/bits nor an address."""
     try:
         networks(value)
     except ValueError as error:
@@ -102,7 +104,8 @@ def _check_networks(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the origins in lower case. Raises ValueError if one is neither scheme://host[:port] nor `*` alone."""
+    """Returns the origins in lower case. Raises ValueError if an origin is not written as scheme://host[:port]; the
+    single origin `*` is also allowed."""
     if value == ("*",):
         return value
     # Browsers send origins in lower case, and the gateway compares them byte by byte.
@@ -126,7 +129,8 @@ Secret = Annotated[str, AfterValidator(_check_secret)]
 
 
 def default_data_dir(checkout: Path) -> Path:
-    """Returns `data` in the checkout. If `checkout` is not one, returns `data` relative to the current directory."""
+    """Returns the folder `data` in `checkout`. If `checkout` contains no `pyproject.toml`, Roost is installed as a
+    package: then returns `data` in the current directory."""
     return checkout / "data" if (checkout / "pyproject.toml").is_file() else Path("data")
 
 
@@ -147,11 +151,11 @@ class Settings(BaseSettings):
     # that a command uses the same data from any current directory; `data` in the current directory if Roost is
     # installed as a package.
     data_dir: Path = Field(default_factory=lambda: default_data_dir(CHECKOUT))
-    # Addresses to listen on, as host:port; port 0 takes a free port.
+    # Addresses to listen on for HTTP and for gRPC, as host:port. Port 0 is a free port that the system chooses.
     http_address: str = "127.0.0.1:8080"
     grpc_address: str = "127.0.0.1:50051"
-    # Serves health and metrics of this process over HTTP. By default on a free port, so that several processes can run
-    # on one machine; the process prints the port when it is ready.
+    # Address of the ops port, as host:port. By default the port is a free one, so that several processes can run on one
+    # machine; the process prints it when it is ready.
     ops_address: str = "127.0.0.1:0"
 
     # The settings from here to `worker_id` apply to the cluster backend only. The namespace is the prefix of the names
@@ -167,52 +171,54 @@ class Settings(BaseSettings):
     cassandra_username: str = ""
     cassandra_password: str = Field(default="", repr=False)
     cassandra_replication: int = Field(default=1, ge=1, le=7)
-    # Whether a process applies missing migrations when it starts. If false, it refuses to start on an outdated schema;
-    # run `roost migrate` before the release.
+    # If true, a process applies missing migrations of Cassandra when it starts. If false, it refuses to start while
+    # migrations are missing: run `roost migrate` before you start a new release.
     migrate_at_start: bool = True
-    # A server, the Sentinels of a master, or a Redis Cluster; `platform/redis/url.py` describes the forms.
+    # URL of one Redis server, of the Sentinels of a master, or of a Redis Cluster; `platform/redis/url.py` describes
+    # the forms.
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
-    # The timeout of connecting to Redis and of each command. After it a call continues without Redis: slower, but
-    # correct.
+    # Timeout in seconds of connecting to Redis and of each command. If it expires, a call continues without Redis:
+    # slower, but with the same result.
     redis_timeout_s: float = Field(default=0.2, ge=0.05, le=5.0)
     # Addresses of some Kafka brokers, as host:port, comma-separated.
     kafka_bootstrap_servers: str = "127.0.0.1:9092"
-    # The partitions of each topic that is created; at most this many processes of a consumer group get events. Adding
-    # partitions later breaks the order per key once.
+    # Number of partitions of each topic that Roost creates. At most this many processes of a consumer group get events.
+    # Adding partitions later moves keys to other partitions, and once breaks the order of events of one key.
     kafka_partitions: int = Field(default=12, ge=1, le=1_000)
     kafka_replication: int = Field(default=1, ge=1, le=7)
     # URLs of OpenSearch nodes, comma-separated.
     opensearch_urls: str = Field(default="http://127.0.0.1:9200", repr=False)
-    # The primary shards of each search index; a change takes effect at the next rebuild of the index. One shard holds
-    # about 50 million tweets; more shards spread a search over more nodes.
+    # Number of primary shards of each search index; a change takes effect when the index is next rebuilt. One shard
+    # holds about 50 million tweets; more shards spread a search over more nodes.
     opensearch_shards: int = Field(default=1, ge=1, le=64)
-    # The worker id in Snowflake ids. -1 leases a free one from Cassandra; a StatefulSet sets the ordinal of its pod.
+    # The worker id in Snowflake ids. With -1 the process leases a free worker id from Cassandra; a StatefulSet sets the
+    # ordinal of the pod.
     worker_id: int = Field(default=-1, ge=-1, le=1023)
 
-    # The number of followers at which an author becomes a celebrity: pulled on read instead of fanned out on write.
-    # 1,000 suits a single process, 100,000 a cluster.
+    # Number of followers at which an author becomes a celebrity, whose tweets are pulled on read instead of fanned out
+    # on write. 1,000 suits a single-process mesh, 100,000 a cluster.
     celebrity_threshold: int = Field(default=1_000, ge=1)
-    # How home timelines are built: `push` fans all tweets out on write, `pull` reads all on read, `hybrid` pulls
-    # celebrities.
+    # How tweets get into home timelines: `push` fans out the tweets of all authors on write, `pull` pulls the tweets of
+    # all authors on read, `hybrid` pulls the tweets of celebrities and fans out all others.
     timeline_mode: Literal["hybrid", "push", "pull"] = "hybrid"
-    # The margin in seconds: at least the clock skew between machines plus the time from a row's timestamp to its
-    # commit. Use 5 s in a single process, 60 s between processes.
+    # The margin in seconds: at least the difference between the clocks of two machines plus the time from a row's
+    # timestamp to its commit. Use 5 s in a single-process mesh, 60 s in a mesh of several processes.
     clock_margin_s: float = Field(default=5.0, ge=0)
-    # The maximum number of warm home timelines in memory. The least recently read one is evicted first.
+    # Maximum number of warm home timelines in memory. Beyond it the least recently read one is evicted.
     warm_timelines: int = Field(default=100_000, ge=1)
 
-    # The cost of hashing a password: 12 takes about 240 ms of one core for each log-in, and each step doubles it. Tests
-    # use 4.
+    # Cost factor of bcrypt for passwords. With 12 each log-in takes about 240 ms of one core; each increase by 1
+    # doubles this time. Tests use 4.
     bcrypt_cost: int = Field(default=12, ge=4, le=16)
     access_token_ttl_s: int = Field(default=300, ge=1, le=3600)
     refresh_token_ttl_s: int = Field(default=30 * 86_400, ge=60)
-    # Usernames, in any case, whose access tokens contain the role `admin`. These names cannot sign up: list existing
-    # accounts, or import the accounts as the operator (UserService.ImportUsers).
+    # Usernames, in upper or lower case, whose access tokens contain the role `admin`. Nobody can sign up with one of
+    # these names: name existing accounts, or import the accounts as the operator (UserService.ImportUsers).
     admins: Names = ()
 
-    # For how many seconds after its creation a tweet can be edited: long enough to correct a text, short enough that
-    # most replies still refer to the text that their authors read. A deleted tweet is purged after `delete_grace_s`
-    # seconds.
+    # `edit_window_s`: number of seconds after its creation in which a tweet can be edited, long enough to correct a
+    # text, short enough that most replies still refer to the text that their authors read. `delete_grace_s`: number of
+    # seconds after which a deleted tweet is purged.
     edit_window_s: int = Field(default=1_800, ge=0)
     delete_grace_s: int = Field(default=30 * 86_400, ge=0)
 
@@ -220,53 +226,56 @@ class Settings(BaseSettings):
     reflection: bool = True
     # A file that contains `mesh_secret`; set either this or `mesh_secret`, not both.
     mesh_secret_file: Path | None = None
-    # Authenticates services to each other between processes; the same in all processes of a mesh. If empty, a random
-    # one is created at each start, which suffices for a single process.
+    # The mesh secret, by which the processes of a mesh authenticate to each other; the same in all of them. If empty, a
+    # random one is created at each start, which suffices for a single-process mesh.
     mesh_secret: Secret = Field(default="", repr=False)
     # The addresses of services in other processes, as name=host:port, comma-separated.
     static_peers: PeerAddresses = Field(default_factory=dict)
-    # The address (host:port) of the registry service, which knows the addresses of services in other processes. An
-    # entry in `static_peers` has priority. If empty, only `static_peers` is used.
+    # The address (host:port) of the registry service, in which processes look up the addresses of services in other
+    # processes. If empty, only the addresses in `static_peers` are used. An address in `static_peers` has priority over
+    # the registry.
     registry_address: str = ""
-    # The gRPC address (host:port) that this process registers for others to call; `grpc_address` if empty. Port 0 is
-    # replaced by the port that the process listens on.
+    # The gRPC address (host:port) that this process registers in the registry, so that other processes call it there.
+    # If empty, it is `grpc_address`. Port 0 is replaced by the port that the process listens on.
     advertised_address: str = ""
     # A file that contains `operator_token`, such as a mounted secret; set either this or `operator_token`, not both. A
     # file is safer, because other programs of the same user can read the variables of a process.
     operator_token_file: Path | None = None
-    # The operator's credentials, the same in all processes of a mesh and in the `roost` commands. If empty, a random
-    # one is created at each start.
+    # The operator token, the same in all processes of a mesh and in the `roost` commands. If empty, a random one is
+    # created at each start.
     operator_token: Secret = Field(default="", repr=False)
-    # Whether the process stops when its standard input ends, that is, when its parent process ends.
+    # If true, the process stops when its standard input ends, that is, when its parent process has ended.
     exit_with_parent: bool = False
     # Origins whose pages may call the HTTP API from a browser, such as https://app.example.org, comma-separated. `*`
     # alone allows all origins; empty allows none.
     cors_origins: Origins = ()
-    # For how many seconds a process reports NOT_SERVING before it stops accepting calls, so that load balancers notice.
+    # Number of seconds for which a stopping process reports NOT_SERVING while it still accepts calls, so that load
+    # balancers and callers stop sending calls first.
     drain_s: float = Field(default=0.0, ge=0)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 
-    # The rate limits: requests per minute for each user, or for each client address if the caller is anonymous, by the
-    # class that the policy of a method names. An active client reads about 5 times a second; the limit allows 25.
+    # From here to `admin_calls_per_minute`: the limits of the rate limit classes. A limit applies to each user, or to
+    # each client address if the call is anonymous. An active client makes about 5 reads a second; this limit allows 25.
     reads_per_minute: int = Field(default=1_500, ge=1)
-    # Tweets per minute: far more than a person writes, and too few to fill timelines with one author.
+    # Tweets per minute: far more than a person writes, and too few to fill home timelines with the tweets of one
+    # author.
     posts_per_minute: int = Field(default=200, ge=1)
     # Follows, likes, mutes and so on per minute: enough to follow every user of a list of suggestions.
     actions_per_minute: int = Field(default=400, ge=1)
     # Log-ins per minute for each client address. A log-in costs 240 ms of one core. All users of an office may log in
     # from one address.
     logins_per_minute: int = Field(default=100, ge=1)
-    # Sign-ups per hour for each client address, failed attempts included. Enough for a household or an office; whoever
-    # creates accounts in bulk needs many addresses.
+    # Sign-ups per hour for each client address, failed attempts included. It is enough for a household or an office; to
+    # create accounts in bulk, one needs many addresses.
     sign_ups_per_hour: int = Field(default=30, ge=1)
     # Searches per minute: enough for clients that search on every keystroke.
     searches_per_minute: int = Field(default=300, ge=1)
     admin_calls_per_minute: int = Field(default=600, ge=1)
 
     # Networks of proxies whose X-Forwarded-For header is trusted, comma-separated, such as 10.0.0.0/8,fd00::/8. If
-    # empty, the client address is that of the connection.
+    # empty, the client address is the address of the connection's peer.
     trusted_proxies: Networks = ()
 
     @field_validator("mesh_secret", "operator_token", mode="before")
@@ -348,9 +357,9 @@ def _file_source(settings_cls: type[BaseSettings], path: Path) -> TomlConfigSett
 def _not_a_setting(name: str, known: Sequence[str]) -> str:
     """Returns an error sentence about an unknown setting, with up to MAX_SUGGESTIONS settings that may be meant.
 
-    Those are the names that begin with it (`redis`: `redis_url`, `redis_timeout_s`), else the most similar name
-    (`timelin_mode`: `timeline_mode`), else names that share a word with it (`peers`: `static_peers`). `name` is the
-    name of a variable (with ROOST_) or a key of the file.
+    Suggests the settings that begin with the unknown name (`redis`: `redis_url`, `redis_timeout_s`); if there are none,
+    the most similar setting (`timelin_mode`: `timeline_mode`); if there is none, settings that share a word with the
+    unknown name (`peers`: `static_peers`). `name` is the name of a variable (with ROOST_) or a key of the file.
     """
     prefix = PREFIX if name.upper().startswith(PREFIX) else ""
     unknown = name[len(prefix) :].lower()
@@ -367,7 +376,7 @@ def _not_a_setting(name: str, known: Sequence[str]) -> str:
 
 
 def runtime_dir(base: Path | None = None) -> Path:
-    """Returns the directory of run files, which tell commands the addresses of the running processes.
+    """Returns the directory of the run files.
 
     It is `$XDG_RUNTIME_DIR/roost/run`; without that variable `~/.cache/roost/run`; for a user without a home directory,
     as in containers, `roost-<uid>/run` in the temporary directory. `base` replaces the variable: pass it to get the
@@ -383,13 +392,14 @@ def runtime_dir(base: Path | None = None) -> Path:
 
 
 def process_environment(**settings: str) -> dict[str, str]:
-    """Returns the environment for a child process: that of this process with ROOST_… variables set by `settings`."""
+    """Returns the environment for a child process: the environment of this process, in which each item of `settings`
+    sets a ROOST_… variable."""
     return {**os.environ, **{f"ROOST_{name.upper()}": value for name, value in settings.items()}}
 
 
 def child_environment(runtime_base: Path, **settings: str) -> dict[str, str]:
     """Returns the environment for a child process that writes its run files below `runtime_base`.
 
-    It is that of this process, with XDG_RUNTIME_DIR and the ROOST_… variables of `settings` set.
+    It is the environment of this process, with XDG_RUNTIME_DIR and the ROOST_… variables of `settings` set.
     """
     return {**process_environment(**settings), "XDG_RUNTIME_DIR": str(runtime_base)}

@@ -13,11 +13,11 @@ T = TypeVar("T")
 
 
 class DetachedWork:
-    """Starts coroutines that a cancelled caller does not stop. `wait` waits until all of them have ended. At most
-    `limit` run at once; None means no limit.
+    """Runs coroutines that continue if their caller is cancelled. At most `limit` run at once, beyond which `run`
+    rejects further ones; None means no limit. `wait` waits until all have ended.
 
-    Work runs in an empty context, so the deadline of the call that starts it does not bound it. With `keep_context` it
-    runs in the context of its caller, so the deadline and the trace of the call apply.
+    A coroutine runs in an empty context, so the deadline of the current call does not apply. With `keep_context` it
+    runs in the context of its caller, so the deadline and the trace of the current call apply.
     """
 
     def __init__(self, limit: int | None = None, *, keep_context: bool = False) -> None:
@@ -42,7 +42,7 @@ class DetachedWork:
         return await asyncio.shield(task)
 
     async def wait(self) -> None:
-        """Waits until no work is running; ignores its errors."""
+        """Waits until no coroutine is running; ignores the errors of the coroutines."""
         while self._running:
             await asyncio.wait(self._running)
 
@@ -52,6 +52,7 @@ _unowned_in_context = DetachedWork(keep_context=True)
 
 
 async def run_to_completion(work: Coroutine[Any, Any, T], *, keep_context: bool = False) -> T:
-    """Awaits `work` and returns its result or raises its error. If the caller is cancelled, `work` continues. Nobody
-    can wait for such work at shutdown, and callers must bound how many run at once."""
+    """Awaits `work` and returns its result or raises its error. If the caller is cancelled, `work` continues. Unlike
+    DetachedWork, there is no `wait` for shutdown and no limit: the caller must bound how many coroutines run at
+    once."""
     return await (_unowned_in_context if keep_context else _unowned).run(work)

@@ -22,7 +22,8 @@ FILE_MODE = 0o600
 _OTHERS = 0o077
 # Name patterns of the files and folders that Roost creates in a data directory. All other entries belong to the user.
 OWN_NAMES = ("*.db", "*.db-*", "*.lock", "*.lease", "*.key", "*.json", "*.new", "keys", "logs", "processes", "search")
-# A folder that exists if the data directory is the root of a file system. Only the user root can read it.
+# A folder of the operating system, which exists if the data directory is the root of a file system. Only the user root
+# can read it.
 _LOST_AND_FOUND = "lost+found"
 
 # The cause and the remedy of an error of the operating system, by errno.
@@ -116,8 +117,9 @@ def write_durably(path: Path, content: bytes) -> None:
 def load_or_create_key(path: Path, make: Callable[[], bytes], if_lost: str) -> bytes:
     """Returns the key in the file. If the file does not exist, creates a key with `make` and writes it durably.
 
-    `make` must return keys of one size. Raises FAILED_PRECONDITION if the file has another size, or if it cannot be
-    read or written; `if_lost` is the part of that message that describes the loss if the key is replaced by a new one.
+    `make` must always return keys of the same size. Raises FAILED_PRECONDITION if the file does not have this size, or
+    if it cannot be read or written. `if_lost` is the end of the error message: it says what is lost if a new key
+    replaces the old one.
     """
     with naming(path):
         try:
@@ -137,7 +139,8 @@ def load_or_create_key(path: Path, make: Callable[[], bytes], if_lost: str) -> b
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block into FAILED_PRECONDITION with the path, the cause and the remedy."""
+    """Turns an OSError that the `with` block raises into FAILED_PRECONDITION with the path, the cause and the
+    remedy."""
     try:
         yield
     except OSError as error:

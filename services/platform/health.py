@@ -25,15 +25,17 @@ class Health:
     state: str
     services: Mapping[str, str] = field(default_factory=dict)
     peers: Mapping[str, str] = field(default_factory=dict)
-    # Capabilities that are unavailable for now, by a short name such as `ids`, each with a sentence on the cause.
+    # The faults of the process: capabilities that are unavailable for now, by a short name such as `ids`, each with a
+    # sentence that states the cause.
     faults: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
-        """True if the process should get requests. False if it has neither services nor peers.
+        """True if the process should get requests: it is SERVING, and so is each of its services. False if it has
+        neither services nor peers.
 
-        An unavailable peer has no influence. Otherwise all processes that call it would leave the load balancer at
-        once, and requests that do not need it would fail too.
+        An unavailable peer does not make a process unready. Otherwise the load balancer would drop all processes that
+        call this peer at once, and requests that do not need the peer would fail too.
         """
         if self.state != SERVING or not (self.services or self.peers):
             return False

@@ -12,7 +12,8 @@ from services.platform.service import Closable, Worker
 
 log = structlog.get_logger()
 
-# Seconds for each worker and store to stop; one that takes longer is abandoned with an error in the log.
+# Maximum number of seconds in which a worker stops or a store closes. If it takes longer, the process logs an error and
+# continues without waiting for it.
 STOP_WITHIN_S = 20.0
 
 
@@ -34,7 +35,8 @@ class Lifecycle:
 
     async def stop_workers(self) -> None:
         """Stops all workers that were started. Logs those that fail or take longer than STOP_WITHIN_S."""
-        # All workers are stopped concurrently: each of a dozen may have to finish a batch and commit its offset.
+        # All workers are stopped concurrently, because each of a dozen workers may have to finish a batch and commit
+        # its offset.
         stopping = [within(worker.stop(), f"{type(worker).__name__} did not stop") for worker in self._workers[::-1]]
         self._workers.clear()
         await asyncio.gather(*stopping)

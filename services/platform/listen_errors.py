@@ -15,8 +15,8 @@ _CAUSES = {
 
 
 def cannot_listen(protocol: str, address: str, option: str, error: OSError) -> errors.RoostError:
-    """Returns UNAVAILABLE (ADDRESS_TAKEN) for a server of `protocol` (HTTP or gRPC). `option` is the command-line
-    option that sets the address."""
+    """Returns UNAVAILABLE (ADDRESS_TAKEN) for a server of `protocol` (HTTP or gRPC) that cannot listen on `address`,
+    because of `error`. `option` is the command-line option that sets the address."""
     cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
     return errors.unavailable(
         f"cannot serve {protocol} on {address}: {cause}; choose another address with {option} HOST:PORT",

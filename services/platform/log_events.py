@@ -9,7 +9,8 @@ class LogEvent(StrEnum):
     """The name of a logged event, in the form `noun.past_participle`. Operators search and alert by these names, so
     each is written in one place only.
 
-    Each call of a logger has one of them as its first argument, and the ids and details of the event as keywords.
+    Each call of a logger has a member of this enum as its first argument, and the ids and details of the event as
+    keywords.
     """
 
     BACKGROUND_WORKER_FAILED = "background_worker.failed"

@@ -10,16 +10,18 @@ import resource
 
 from services.platform.rpc import errors
 
-# File descriptors: far more than the stores and 10,000 connections of each server need. Some systems allow a billion
-# descriptors, and programs that loop over all possible descriptors would then take minutes.
+# Maximum number of open file descriptors to which the limit is raised: far more than the stores and 10,000 connections
+# of each server need. Some systems allow a billion, and programs that loop over all possible descriptors would then
+# take minutes.
 MOST_WANTED = 65_536
-# Reserved for stores, the search index and connections to other servers. The embedded backend has about 70 files open;
-# merges of the search index add dozens for a short time.
+# Number of descriptors reserved for stores, the search index and connections to other servers. The embedded backend has
+# about 70 files open; merges of the search index add dozens for a short time.
 OWN_FILES = 256
-# The lowest limit of descriptors with which a process starts. With a lower one, almost none would remain for client
-# connections.
+# Minimum limit of descriptors with which a process starts. With a lower limit, almost no descriptors would remain for
+# client connections.
 LEAST = 2 * OWN_FILES
-# An idle connection takes about 20 kB of memory. For more connections, run more processes.
+# Maximum number of client connections of one server (HTTP or gRPC), whatever the limit of descriptors: an idle
+# connection takes about 20 kB of memory. For more connections, run more processes.
 MAX_CONNECTIONS = 10_000
 
 
@@ -49,7 +51,7 @@ def raise_limit() -> int:
 def http_connections(files: int) -> int:
     """Returns the maximum number of HTTP connections with a limit of `files` descriptors.
 
-    It is three quarters of `files` less OWN_FILES, at least 1, at most MAX_CONNECTIONS.
+    It is three quarters of (`files` - OWN_FILES), at least 1, at most MAX_CONNECTIONS.
     """
     return max(1, min(MAX_CONNECTIONS, (files - OWN_FILES) * 3 // 4))
 
@@ -57,7 +59,7 @@ def http_connections(files: int) -> int:
 def grpc_connections(files: int) -> int:
     """Returns the maximum number of gRPC connections with a limit of `files` descriptors.
 
-    It is one quarter of `files` less OWN_FILES, at least 1, at most MAX_CONNECTIONS: each connection carries many
-    concurrent calls.
+    It is one quarter of (`files` - OWN_FILES), at least 1, at most MAX_CONNECTIONS. It is less than for HTTP, because
+    each gRPC connection carries many concurrent calls.
     """
     return max(1, min(MAX_CONNECTIONS, (files - OWN_FILES) // 4))

@@ -12,7 +12,7 @@ from prometheus_client import Counter, Gauge
 
 from services.platform.log_events import LogEvent
 
-# The pause between two steps, so that requests get their share of the store.
+# Seconds between two steps of a job, so that the store serves requests in between.
 PAUSE_S = 0.05
 
 _items = Counter("roost_job_items", "What a periodic job has done, in items of its own.", ["job"])
@@ -32,9 +32,10 @@ async def always() -> bool:
 class PeriodicJob:
     """Calls `step(limit)` until it returns less than `limit`, then waits `every_s` seconds and starts again.
 
-    `step` processes up to `limit` items and returns how many. Its progress must be in the store, so that an interrupted
-    job continues there. `may_run` is called before each step and returns whether this process may run the job. If one
-    of them raises, the error is logged and counted, and the job continues after `every_s` seconds.
+    `step` processes up to `limit` items and returns how many. The store must record the progress, so that an
+    interrupted job continues where it was. `may_run` is called before each step and returns whether this process may
+    run the job. If `step` or `may_run` raises, the error is logged and counted, and the job continues after `every_s`
+    seconds.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""Runs one process of the mesh: builds the given services, connects them, serves them, and stops them in order.
+"""Runs one process of the mesh: builds the given services, connects them to each other, serves their methods, and stops
+them in order.
 
 `wire` selects how the services of one process call each other: "inprocess" calls without sockets; "grpc" calls over the
-process's own gRPC address, as between separate processes. The same tests run over both.
+process's own gRPC address, as between separate processes. The same functional tests run with both values.
 """
 
 from __future__ import annotations
@@ -60,15 +61,16 @@ log = structlog.get_logger()
 Wire = Literal["inprocess", "grpc"]
 
 _BATCH = "roost.batch.v1.BatchService"
-# Services that `static_peers` does not name: each process serves batches itself, and the registry has its own setting.
+# Services without an address in `static_peers`: each process serves batches itself, and the registry has its own
+# setting.
 _WITHOUT_PEER = frozenset({_BATCH.split(".")[1], REGISTRY})
 
 
 def callees_of(name: str, token_issuer: str) -> frozenset[str]:
     """Returns the names of the services that a process with the service `name` calls.
 
-    These are the services with methods whose policy allows `name` as a caller. If `name` has methods for clients,
-    `token_issuer` (the service whose keys verify access tokens) is one of them.
+    These services have methods whose policy allows `name` as a caller. If the service `name` has methods for clients,
+    the process also calls `token_issuer`, the service whose keys verify access tokens.
     """
     serves_users = any(m.service_name == name and m.policy.access != options.ACCESS_MESH for m in methods().values())
     return called_by(name) | ({token_issuer} if serves_users else frozenset())
@@ -104,7 +106,7 @@ class Process:
         self._ids_fault: Callable[[], str] = str
         self._stack = AsyncExitStack()
         self._server: GrpcServer | None = None
-        # Shared by HTTP and gRPC: a client that uses both must not get twice the allowance.
+        # The HTTP gateway uses this object too: a client that uses both HTTP and gRPC must not get twice the allowance.
         self.rate_limits = RateLimits(settings)
         self.proxies = TrustedProxies(networks(settings.trusted_proxies))
         self.revocations = Revocations(time.time, settings.access_token_ttl_s)
@@ -122,11 +124,14 @@ class Process:
         checker: MutationGuard | None = None,
         remote_services: Collection[str] = (),
     ) -> Process:
-        """Opens the backends, builds the services of `builds` in order, and returns once the process serves.
+        """Opens the backends with `backend`, builds the services of `builds` (by name) in order, and returns once the
+        process serves.
 
-        `key_source` fetches the keys that verify access tokens. The addresses of `remote_services` are looked up in the
-        registry if the settings name one. A process with empty `builds` is an edge proxy: it forwards every call to the
-        service's own process. If a step fails, stops everything that was started and raises the error.
+        `key_source` fetches the keys that verify access tokens. `wire` is described in the module's docstring.
+        `checker` detects changed messages and is set in tests only. The addresses of the services named in
+        `remote_services` are looked up in the registry if the setting `registry_address` is set. A process with empty
+        `builds` is an edge proxy: it forwards every call to the process of the called service. If a step fails, stops
+        everything that was started and raises the error.
         """
         process = cls(settings, wire, key_source, checker, remote_services)
         try:
@@ -137,10 +142,8 @@ class Process:
         return process
 
     def channel(self, caller: str = "") -> grpc.aio.Channel:
-        """Returns a channel to every service of the mesh.
-
-        `caller` is a service's name, `operator`, `gateway`, or "" (a client).
-        """
+        """Returns a channel that reaches every service of the mesh. `caller` is the caller of its calls: a service's
+        name, `operator`, `gateway`, or "" for a client outside the mesh."""
         local = InProcessChannel(self._endpoints, caller, self.checker)
         if self._wire == "grpc" and caller != OPERATOR:
             own = self._remotes.connect("self", f"127.0.0.1:{self.grpc_port}", caller)
@@ -150,27 +153,23 @@ class Process:
 
     @property
     def unaddressed(self) -> list[str]:
-        """Returns the sorted names of the services that this process calls but whose addresses are neither set nor
-        found in the registry.
-
-        An edge proxy calls every service.
-        """
+        """The sorted names of the services that this process calls (an edge proxy: every service) and whose addresses
+        are neither in `static_peers` nor looked up in the registry."""
         called = self._callees() if self.states else {method.service_name for method in methods().values()}
         return sorted(called - _WITHOUT_PEER - {*self.states, *self._remotes.names})
 
     def target_of(self, name: str) -> str:
-        """Returns the gRPC target, or comma-separated addresses, of a service in another process; "" if unknown."""
+        """Returns the addresses of the service `name` in other processes: its gRPC target in `static_peers`, or
+        comma-separated addresses from the registry; "" if none is known."""
         return self._remotes.target_of(name)
 
     def _callees(self) -> frozenset[str]:
         return frozenset().union(*(callees_of(name, self._key_source.service) for name in self.states))
 
     def _called(self) -> dict[str, grpc.aio.Channel]:
-        """Returns the channels to the services in other processes that this one calls, by name; an edge proxy calls
-        all.
-
-        Other services are left out, because a network policy may make them unreachable without harm to this process.
-        """
+        """Returns, by service name, the channels to the services in other processes that this process calls; an edge
+        proxy calls all. Other services are left out: if a network policy makes one unreachable, this process must not
+        count as degraded."""
         callees = self._callees()
         return {
             name: channel for name, channel in self._remotes.channels("").items() if not self.states or name in callees
@@ -183,11 +182,7 @@ class Process:
 
     async def drain(self, end_early: asyncio.Event | None = None) -> None:
         """Reports NOT_SERVING, leaves the registry, and serves for another `drain_s` seconds or until `end_early` is
-        set.
-
-        Load balancers and callers need this time to stop sending calls. Returns at once if the process has drained
-        before.
-        """
+        set. Load balancers and callers need this time to stop sending calls. A second call returns at once."""
         if self._state == NOT_SERVING:
             return
         self._state = NOT_SERVING
@@ -234,8 +229,8 @@ class Process:
         server = GrpcServer(
             authenticator, self.rate_limits, self.proxies, reflect=settings.reflection, log_calls=log_calls
         )
-        # The services' channels need the port, so it is bound before they are built. It accepts calls after
-        # `server.start`.
+        # The channels of the services need the port, so the port is bound before the services are built. The server
+        # accepts calls after `server.start`.
         self.grpc_port = server.bind(settings.grpc_address)
         await self._remotes.start(self.states, self._remote_services)
         if not builds:
@@ -250,14 +245,15 @@ class Process:
             self._lifecycle.add_stores(service.resources)
             workers.extend(service.workers)
             self._endpoints.update(intercepted_methods(service.servicers))
-        # Methods without an implementation check access before they return UNIMPLEMENTED, in an edge proxy for every
-        # service.
+        # Adds the methods that no servicer implements: their calls pass the access check before they get UNIMPLEMENTED.
+        # An edge proxy adds them for every service.
         names = set(builds) or {method.service_name for method in methods().values()}
         self._endpoints.update(unserved(names, self._endpoints))
         await server.start(self._endpoints)
         self._server = server
         tokens = backend.log.consumer("tokens", TOPICS, self.revocations.apply, broadcast=True)
-        # Access tokens remain valid over a restart, so the revocations of the longest token lifetime are read again.
+        # Access tokens stay valid when this process restarts, so it reads the revocations of the longest token lifetime
+        # again.
         await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
         self.peers = Peers(self._called())
         for worker in (*workers, tokens, self.peers):
@@ -273,13 +269,15 @@ class Process:
         return f"{host}:{int(port) or self.grpc_port}"
 
     async def _signing_keys(self) -> Sequence[VerificationKey]:
-        # The call for the keys is anonymous: the current call's token is not verified yet and must not be forwarded.
+        # The call that fetches the keys is anonymous: the token of the current call is not verified yet and must not be
+        # forwarded.
         current_call.set(Call())
         return await self._key_source.fetch(self.channel())
 
 
 def _report_ids(backend: Backends) -> None:
-    """Exports the state of the id generator as metrics. If the generator can mint no ids, logs the cause."""
+    """Exports as metrics whether ids can be minted and how far the clock is behind them. If no ids can be minted, logs
+    the cause."""
     _clock_behind_s.set_function(lambda: backend.ids.behind_ms() / 1000)
     _ids_available.set_function(lambda: not backend.ids_fault())
     if fault := backend.ids_fault():

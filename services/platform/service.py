@@ -22,10 +22,11 @@ class Worker(Protocol):
     """A background task of a service, such as an event consumer, an outbox relay or the client of a stream."""
 
     async def start(self) -> None:
-        """Starts the task. The process calls it when all its services accept calls."""
+        """Starts the task. The process calls this method when all its services accept calls."""
 
     async def stop(self) -> None:
-        """Stops the task after the work in progress. The process calls it before it closes servers and stores."""
+        """Stops the task after the work in progress. The process calls this method before it stops its servers and
+        closes its stores."""
 
 
 class Closable(Protocol):
@@ -39,8 +40,8 @@ class Closable(Protocol):
 class Backends:
     """The open connections and logs of a process, which all its services share.
 
-    `cursor_key` signs page cursors; it is the same in every process of a mesh and survives restarts. `ids_fault`
-    returns a sentence on why no ids can be minted, so that all writes fail, or "" if they can. `cluster` is the
+    `cursor_key` signs page cursors. It is the same in every process of a mesh and survives restarts. `ids_fault`
+    returns "" if ids can be minted, otherwise a sentence with the cause; all writes fail then. `cluster` is the
     ClusterBackends of the cluster backend, None with the embedded one; it is typed as `object`, because this module
     must not import the drivers.
     """
@@ -53,7 +54,8 @@ class Backends:
 
 
 BackendFactory = Callable[[Settings, AsyncExitStack], Awaitable[Backends]]
-"""Opens the backends for the settings. Registers their closing on the stack, which the process closes last."""
+"""Opens the backends that the settings describe, and registers their closing on the stack, which the process closes
+last."""
 
 
 @dataclass(frozen=True, slots=True)

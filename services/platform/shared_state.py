@@ -1,4 +1,4 @@
-"""Defines ports of data that the processes of a cluster share, for code that must not depend on Redis.
+"""Defines the ports of data that the processes of a mesh share through Redis, for code that must not depend on Redis.
 
 `services.platform.redis.shared_versions.SharedVersions` implements them. A single-process mesh shares no data with
 other processes; code that uses these ports gets None there.
@@ -11,25 +11,26 @@ from typing import Protocol
 
 
 class SharedUserRef(Protocol):
-    """A user's state and ref as identity publishes it to all processes. `data` is a serialized BatchGetUserRefsResponse
-    with that one entry."""
+    """The user reference of one user, as the identity service writes it to Redis. `data` is a serialized
+    BatchGetUserRefsResponse that contains only this user."""
 
     @property
     def data(self) -> bytes: ...
 
 
 class SharedUserRefs(Protocol):
-    """User refs that all processes share. Identity publishes each change here before it answers the writer."""
+    """The user references that all processes share. The identity service writes each changed user reference to Redis
+    before it answers the writer."""
 
     async def users(self, ids: Sequence[int]) -> Sequence[SharedUserRef | None]:
-        """Returns the refs in the order of `ids`; None for a user whose ref is not shared: then call identity. Raises
-        no error."""
+        """Returns the user references in the order of `ids`; None for a user whose user reference is missing or cannot
+        be read: then call the identity service. Raises no error."""
 
 
 class AuthorVersions(Protocol):
-    """Versions of authors. The version of an author changes whenever the author's tweets change. The tweet service
-    publishes the new version before it answers the write."""
+    """The versions of authors. The version of an author changes whenever the author's tweets change. The tweet service
+    writes the new version to Redis before it answers the writer."""
 
     async def author_versions(self, user_ids: Sequence[int]) -> Sequence[int | None]:
-        """Returns the version of each author's tweets, in the order of `user_ids`; None if it is unknown. Raises no
+        """Returns the version of each author's tweets, in the order of `user_ids`; None if it cannot be read. Raises no
         error."""

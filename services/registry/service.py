@@ -13,16 +13,16 @@ from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from services.platform.background import BackgroundWorker
 from services.platform.rpc import errors
 
-# Instances renew three times within a lease, so one lost renewal does not remove an instance; a dead process is removed
-# after 6 s.
+# Milliseconds after the last renewal at which a lease expires and its instance is removed. Instances renew three times
+# within this time, so one lost renewal does not remove an instance.
 LEASE_MS = 6_000
-# Seconds between responses of a stream without changes. A watcher without a response for longer treats the stream as
-# lost.
+# Seconds without a change after which a stream sends the instances again. A watcher that gets no response for three
+# times this long treats the stream as lost.
 HEARTBEAT_S = 5.0
 # Seconds between sweeps for expired leases.
 SWEEP_INTERVAL_S = 0.5
-# Instances of one service. A registry serves one or a few machines; more instances mean that a process registers in a
-# loop.
+# Maximum number of instances per service. Beyond it registrations are rejected with RESOURCE_EXHAUSTED. A registry
+# serves one or a few machines, so more instances mean that a process registers in a loop.
 MAX_INSTANCES = 1_000
 
 
@@ -37,7 +37,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
     """The registry of one mesh, in memory. As a worker it removes instances whose lease expired, every SWEEP_INTERVAL_S
     seconds.
 
-    `clock` returns unix seconds, `monotonic` returns seconds of a clock that never goes back.
+    `clock` returns Unix seconds, `monotonic` returns seconds of a clock that never goes back.
     """
 
     def __init__(self, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
@@ -81,7 +81,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
     async def DeregisterInstance(
         self, request: pb.DeregisterInstanceRequest, context: Any
     ) -> pb.DeregisterInstanceResponse:
-        """Removes the instance. Does nothing if it is not registered."""
+        """Removes the instance. Does nothing if the instance is not registered."""
         if self._services.get(request.service, {}).pop(request.instance_id, None) is not None:
             self._notify_watchers(request.service)
         return pb.DeregisterInstanceResponse()
@@ -103,7 +103,7 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
                 continue
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
-        """Returns all instances, by service name and instance id."""
+        """Returns all instances, ordered by service name and instance id."""
         return pb.ListInstancesResponse(
             instances=[instance for service in sorted(self._services) for instance in self._instances(service)]
         )

@@ -1,1 +1,1 @@
-"""Verification of access tokens, and the list of revoked sessions."""
+"""Verifies access tokens, and stores which sessions and users are revoked."""

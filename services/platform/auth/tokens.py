@@ -30,22 +30,25 @@ ISSUER = AUDIENCE = "roost"
 TOKEN_TYPE = "at+jwt"  # noqa: S105 (RFC 9068's name of an access token, not one)
 ALGORITHM = "EdDSA"
 
-# Roost's tokens have about 350 bytes; a longer one is rejected before it is parsed.
+# Maximum length of an access token in bytes. A longer token is rejected with UNAUTHENTICATED before it is parsed;
+# Roost's own have about 350 bytes.
 MAX_TOKEN_BYTES = 4_096
-# The longest lifetime that MintTokens accepts (24 h); the tokens of a session live for minutes.
+# Longest lifetime of an access token in seconds: 24 h, the maximum that MintTokens accepts. The tokens of a session
+# expire after minutes.
 MAX_TOKEN_TTL_S = 86_400
-# Cached tokens, about 1 kB each: 50 MB at most.
+# Maximum number of verified tokens in the cache, about 1 kB each: 50 MB. Beyond it the oldest is evicted.
 MAX_VERIFIED = 50_000
 # Maximum number of revoked sessions in memory, and the same number of revoked users. Each set takes about 20 MB when
-# full. If there are more, the oldest are dropped.
+# full. Beyond it the oldest are dropped.
 MAX_REVOKED = 200_000
-# Seconds between two fetches of the keys. A client can send any number of tokens with unknown key ids; without this
-# interval each of them would cause a fetch.
+# Minimum number of seconds between two fetches of the keys. A client can send any number of tokens with unknown key
+# ids; without this interval each of them would cause a fetch.
 REFETCH_AFTER_S = 1.0
-# Clocks of two machines may differ by this many seconds: a token whose `nbf` is less far in the future is accepted.
+# Maximum number of seconds by which `nbf` of a token may be in the future, because the clocks of two machines differ. A
+# token with a later `nbf` is rejected.
 CLOCK_SKEW_S = 60.0
-# The keys are fetched again after this many seconds, so that tokens signed with a withdrawn key are rejected from then
-# on.
+# Number of seconds after which the keys are fetched again. From then on tokens signed with a withdrawn key are
+# rejected, except tokens in the cache of verified tokens, which are accepted until they expire.
 KEYS_TTL_S = 300.0
 
 TOPICS = ("session.revoked", "user.suspended", "user.deleted")
@@ -62,8 +65,8 @@ class VerificationKey(NamedTuple):
 
 
 class KeySource(Protocol):
-    """The service that issues access tokens, as the composition of the process names it: the platform knows no
-    service."""
+    """The service that issues access tokens. The code that starts the process passes it, because the platform knows no
+    service by name."""
 
     @property
     def service(self) -> str:
@@ -78,8 +81,8 @@ FetchKeys = Callable[[], Awaitable[Sequence[VerificationKey]]]
 
 
 class PinnedRegistry(JWSRegistry):
-    """A registry with one algorithm, EdDSA, without the library's warning that RFC 9864 renames it: clients know the
-    old name."""
+    """A registry with one algorithm, EdDSA, without the library's warning that RFC 9864 renames it: clients use the old
+    name."""
 
     def get_alg(self, name: str) -> Any:
         """Returns the algorithm EdDSA. Raises UnsupportedAlgorithmError for any other name."""
@@ -92,11 +95,11 @@ REGISTRY = PinnedRegistry()
 
 
 class Revocations:
-    """The sessions and users whose tokens are rejected before they expire, at most `max_entries` of each; the oldest
-    are evicted.
+    """Stores the sessions and users whose tokens are rejected before they expire: at most `max_entries` of each, beyond
+    which the oldest are evicted.
 
-    An entry of a session is stored for `session_ttl_s` seconds, the lifetime of its access tokens. An entry of a user
-    is stored for MAX_TOKEN_TTL_S seconds, so that it also covers tokens of MintTokens. `clock` returns unix seconds.
+    A revoked session is stored for `session_ttl_s` seconds, the lifetime of its access tokens. A revoked user is stored
+    for MAX_TOKEN_TTL_S seconds, so that tokens from MintTokens are rejected too. `clock` returns Unix seconds.
     """
 
     def __init__(self, clock: Callable[[], float], session_ttl_s: float, max_entries: int = MAX_REVOKED) -> None:
@@ -113,12 +116,12 @@ class Revocations:
         self._add(self._sessions, session_id, math.inf, self._session_ttl_s)
 
     def revoke_user(self, user_id: int, before: float) -> None:
-        """Rejects the user's tokens issued up to `before` (unix seconds). The latest `before` of several calls
-        counts."""
+        """Rejects the user's tokens issued up to `before` (Unix seconds). If called several times, the latest `before`
+        applies."""
         self._add(self._users, user_id, before, MAX_TOKEN_TTL_S)
 
     def is_revoked(self, actor: Actor, issued_at: float) -> bool:
-        """Returns whether a token of this actor that was issued at `issued_at` (unix seconds) is revoked."""
+        """Returns whether a token of this actor that was issued at `issued_at` (Unix seconds) is revoked."""
         if actor.session_id in self._sessions:
             return True
         entry = self._users.get(actor.user_id)
@@ -137,8 +140,8 @@ class Revocations:
                 if body == "session_revoked":
                     self.revoke_user(event.session_revoked.user_id, before)
                 elif body in ("user_suspended", "user_deleted"):
-                    # The event was appended after the suspension was committed, and a log-in after the commit is
-                    # refused. So the time of the append covers every token that a concurrent log-in may have got.
+                    # The event was appended after the suspension was committed, and after the commit every log-in is
+                    # rejected. So every token that a concurrent log-in may have got was issued before the append.
                     self.revoke_user(getattr(event, body).user_id, max(before, consumed.appended_ms / 1000))
 
     def _add(self, entries: dict[int, tuple[float, float]], key: int, before: float, ttl_s: float) -> None:
@@ -153,7 +156,7 @@ class Verifier:
     """Verifies the signature, claims, expiry and revocation of access tokens and returns their actors.
 
     `fetch_keys` returns the issuer's current public keys. It runs in an empty context, without a user's token or
-    deadline. `clock` returns unix seconds. At most `max_verified` verified tokens are cached.
+    deadline. `clock` returns Unix seconds. At most `max_verified` verified tokens are cached.
     """
 
     def __init__(
@@ -167,7 +170,7 @@ class Verifier:
         self._clock = clock
         self._revocations = revocations
         self._max_verified = max_verified
-        # Token → (actor, issued at, expires at), oldest first, in unix seconds.
+        # Token → (actor, issued at, expires at), oldest first, in Unix seconds.
         self._verified: dict[str, tuple[Actor, float, float]] = {}
         self._keys: dict[str, OKPKey] = {}
         self._tried_at = self._fetched_at = -math.inf
@@ -175,8 +178,8 @@ class Verifier:
         self._refetching: asyncio.Task[None] | None = None
 
     def cached(self, token: str) -> Actor | None:
-        """Returns the actor if the token is cached and neither expired nor revoked, else None. Costs no cryptography
-        and no call."""
+        """Returns the actor if the token is cached and neither expired nor revoked, else None. Verifies no signature
+        and makes no call."""
         entry = self._verified.get(token)
         if entry is None:
             return None
@@ -190,7 +193,7 @@ class Verifier:
         """Returns the token's actor.
 
         Raises UNAUTHENTICATED if the token is malformed, forged, expired or revoked. Raises UNAVAILABLE if the signing
-        keys cannot be fetched and none of the cached keys fits.
+        keys cannot be fetched and no cached key has the token's key id.
         """
         if (actor := self.cached(token)) is not None:
             return actor
@@ -208,10 +211,11 @@ class Verifier:
     async def _key(self, kid: str) -> OKPKey:
         now = self._clock()
         wanted = kid not in self._keys or now - self._fetched_at > KEYS_TTL_S
-        # `0 <=`: if the clock was set back, fetches must not stop until it has caught up.
+        # `0 <=`: if the clock was set back, keys must be fetched at once, not only when the clock has reached the
+        # earlier time again.
         fetched_lately = 0 <= now - self._tried_at < REFETCH_AFTER_S
         if wanted and self._refetching is None and not fetched_lately:
-            # Several calls wait for this task: it must not inherit the deadline or identity of the first one.
+            # Several calls wait for this task, so it must not inherit the deadline or the actor of the first one.
             self._refetching = asyncio.create_task(self._refetch(), context=contextvars.Context())
         if wanted and self._refetching is not None:
             await asyncio.shield(self._refetching)
@@ -242,8 +246,8 @@ class Verifier:
 
 
 def _parse(token: str) -> tuple[jws.CompactSignature, str]:
-    """Returns the token's parts and its key id, both unverified. Raises UNAUTHENTICATED if it has not the form of
-    Roost's tokens."""
+    """Returns the token's parts and its key id, both unverified. Raises UNAUTHENTICATED if the token does not have the
+    form of Roost's tokens."""
     if len(token) > MAX_TOKEN_BYTES:
         raise _invalid_token()
     try:
@@ -260,11 +264,11 @@ def _parse(token: str) -> tuple[jws.CompactSignature, str]:
 
 
 def _read(signed: jws.CompactSignature, key: OKPKey, token: str, now: float) -> tuple[Actor, float, float]:
-    """Returns (actor, issued at, expires at), the times in unix seconds, after verification of the signature and the
-    claims.
+    """Returns (actor, issued at, expires at), the times in Unix seconds, of a token, after it has verified the
+    signature and the claims.
 
-    Raises UNAUTHENTICATED if the signature is wrong, a claim is missing or of another type, issuer or audience differ,
-    or `nbf` is more than CLOCK_SKEW_S in the future. Does not check the expiry.
+    Raises UNAUTHENTICATED if the signature is wrong, if a claim is missing or has the wrong type, if the issuer or the
+    audience is not Roost, or if `nbf` is more than CLOCK_SKEW_S in the future. Does not check the expiry.
     """
     try:
         genuine = jws.validate_compact(signed, key, registry=REGISTRY)

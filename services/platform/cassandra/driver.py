@@ -35,22 +35,25 @@ from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Limit for one statement, independent of the caller's deadline. A healthy node answers in milliseconds; a longer wait
-# would only occupy a request slot that other calls need.
+# Maximum number of seconds of one statement, even if the caller's deadline is later. A healthy node answers in
+# milliseconds; a longer wait would only occupy a request slot that other calls need.
 STATEMENT_TIMEOUT_S = 2.0
-# Creating a table writes files and waits for schema agreement among all nodes.
+# Maximum number of seconds of one schema statement, and of the wait after it until all nodes agree on the schema.
+# Creating a table writes files on each node.
 SCHEMA_TIMEOUT_S = 30.0
 SCHEMA_AGREEMENT_S = 20.0
 NEVER = -1
-# A node that is starting, or whose cores are all busy, completes the handshake slowly.
+# Maximum number of seconds to connect to a node. A node that is starting, or whose cores are all busy, completes the
+# handshake slowly.
 CONNECT_TIMEOUT_S = 5.0
-# Seconds between two attempts to reconnect to a node, so the driver notices the end of an outage within this time. Its
-# default back-off grows to ten minutes.
+# Seconds between two attempts to reconnect to a node, so the driver notices the end of an outage within this time. With
+# the driver's default the interval grows to ten minutes.
 RECONNECT_INTERVAL_S = 1.0
 # Seconds between two heartbeats, and timeout of a heartbeat. The driver marks a node that hangs as down after twice
 # this time; until then each statement on this node fails by its own timeout.
 HEARTBEAT_INTERVAL_S = 5.0
-# Rows per page. Parsing 1,000 small rows takes about 1 ms, on a thread that shares the GIL with the event loop.
+# Maximum number of rows per page of a read. Parsing 1,000 small rows takes about 1 ms, on a thread that shares the GIL
+# with the event loop.
 FETCH_SIZE = 1_000
 
 IDEMPOTENT, NON_IDEMPOTENT, SERIAL, SCHEMA = EXEC_PROFILE_DEFAULT, "once", "serial", "schema"
@@ -64,8 +67,8 @@ _REJECTED_UNEXECUTED = (0x1001, 0x1002)
 _FIRST_STATEMENT_ERROR = 0x2000
 _TRANSIENT_ERRORS = (RequestExecutionException, OperationTimedOut, NoHostAvailable, ConnectionException, ConnectionBusy)
 
-# Timestamp of the current write in microseconds, so that a retry has the timestamp of the first attempt; 0 generates
-# one.
+# Timestamp of the current write in microseconds, so that a retry has the timestamp of the first attempt; If 0, the
+# driver generates one.
 write_timestamp: ContextVar[int] = ContextVar("roost_write_stamp", default=0)
 
 
@@ -193,17 +196,18 @@ def _host_and_port(text: str) -> tuple[str, int]:
 
 
 def is_transient(error: Exception) -> bool:
-    """Returns whether the error describes the state of the cluster, rather than an invalid statement."""
+    """Returns True if the error describes the state of the cluster (overloaded, unreachable, too slow) rather than an
+    invalid statement."""
     if isinstance(error, ErrorMessage):
         return int(error.code) < _FIRST_STATEMENT_ERROR
     return isinstance(error, (*_TRANSIENT_ERRORS, NoConnectionsAvailable))
 
 
 def is_outcome_unknown(failed: StatementResult) -> bool:
-    """Returns whether the write with this failed result may be stored now or later.
+    """Returns True if the write with this failed result may have been stored, or may still be stored later.
 
-    False only for an invalid statement, or if the first node that was contacted rejected the write without executing
-    it.
+    Returns False only for an invalid statement, or if the only node that was contacted rejected the write without
+    executing it.
     """
     error = failed.error
     if error is None or not is_transient(error):

@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Hashable
 
 from services.platform.rpc import errors
 
-# Maximum of tasks that wait for the lock of one key. A task holds the lock for a few milliseconds, so a task further
-# back in the queue would wait longer than its deadline allows.
+# Maximum number of tasks that wait for the lock of one key. Beyond it a task is rejected with RESOURCE_EXHAUSTED: a
+# task holds the lock for a few milliseconds, so a task further back in the queue would wait longer than its deadline
+# allows.
 MAX_WAITERS_PER_KEY = 500
 
 

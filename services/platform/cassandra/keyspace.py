@@ -43,18 +43,21 @@ Row = tuple[Any, ...]
 Statement = tuple[str, tuple[Any, ...]]
 """CQL text and the values for its placeholders."""
 
-# Most rows of one read. Callers read longer lists in pages, by LIMIT and the key of the last row.
+# Maximum number of rows of one read. Beyond it the read raises RuntimeError: callers must read longer lists in pages,
+# by LIMIT and the key of the last row.
 MAX_ROWS = 10_000
-# Statements that `read_each` and `write_each` send at once. Sending takes about 0.1 ms of the event loop for each, so a
-# larger number would delay other tasks.
+# Maximum number of statements that `read_each` and `write_each` send at once; the next ones are sent when these have
+# completed. Sending a statement occupies the event loop for about 0.1 ms, so a larger number would delay other tasks.
 MAX_CONCURRENT_STATEMENTS = 64
-# Attempts of a write whose outcome is unknown, including the first, within the caller's deadline.
+# Maximum number of attempts of a write whose outcome is unknown, including the first, within the caller's deadline. The
+# delay in seconds before a retry starts at WRITE_RETRY_DELAY_S and doubles with each retry.
 MAX_WRITE_ATTEMPTS = 3
 WRITE_RETRY_DELAY_S = 0.05
-# Time limit for the retries of a write whose caller has no deadline (a consumer).
+# Maximum number of seconds of a write with all its retries, if the current call has no earlier deadline. It is needed
+# for consumers, whose writes have no deadline.
 WRITE_BUDGET_S = 6.0
-# Maximum of statements in one batch. Cassandra writes a logged batch three times, and one node coordinates the whole
-# batch, so callers split more statements into several batches.
+# Maximum number of statements in one batch. Cassandra writes a logged batch three times, and one node coordinates the
+# whole batch, so callers split more statements into several batches.
 MAX_BATCH = 100
 
 _write_retries = Counter(
@@ -76,15 +79,15 @@ class Cassandra:
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
-        """Connects. Raises UNAVAILABLE if no node answers within seconds, FAILED_PRECONDITION if the settings do not
-        match the cluster."""
+        """Connects to the cluster. Raises UNAVAILABLE if no node answers within seconds, FAILED_PRECONDITION if the
+        credentials or the datacenter in the settings are wrong."""
         timestamps = WriteTimestamps()
         driver = new_driver(settings, timestamps)
         return cls(settings, driver, await asyncio.to_thread(connect, driver, settings), timestamps)
 
     @property
     def in_flight(self) -> int:
-        """How many requests have been sent and have no result yet."""
+        """The number of requests that have been sent and have no result yet."""
         return self._limiter.in_flight
 
     async def close(self) -> None:
@@ -102,8 +105,8 @@ class Cassandra:
             raise to_roost_error(error, False) from error
 
     async def change_schema(self, cql: str, keyspace: str | None = None) -> None:
-        """Runs one schema statement and waits until all nodes agree on the schema. Raises UNAVAILABLE if they do not
-        agree in SCHEMA_AGREEMENT_S."""
+        """Runs one schema statement and waits until all nodes agree on the schema. Raises UNAVAILABLE if the nodes do
+        not agree within SCHEMA_AGREEMENT_S seconds."""
 
         def run() -> bool:
             self._session.execute(SimpleStatement(cql, keyspace=keyspace), execution_profile=SCHEMA)
@@ -132,20 +135,21 @@ class Cassandra:
             raise to_roost_error(error, False) from error
 
     def deadline(self, at_most_s: float | None = None) -> float:
-        """Returns the call's deadline, or `at_most_s` seconds (STATEMENT_TIMEOUT_S if None) from now if that is sooner,
-        as a time of the event loop's clock."""
+        """Returns the deadline of the current call or the time `at_most_s` seconds from now (STATEMENT_TIMEOUT_S if
+        None), whichever is earlier, in seconds of the event loop's clock."""
         limit_s = STATEMENT_TIMEOUT_S if at_most_s is None else at_most_s
         return min(current().deadline, self._loop.time() + limit_s)
 
     def time_left(self, deadline: float) -> float:
-        """Returns the seconds until `deadline`, above 0. Raises DEADLINE_EXCEEDED if it has passed."""
+        """Returns the number of seconds until `deadline` (event loop time), which is above 0. Raises DEADLINE_EXCEEDED
+        if the deadline has passed."""
         left = deadline - self._loop.time()
         if left <= 0:
             raise errors.deadline_exceeded("the deadline passed before the store was contacted")
         return left
 
     def is_past(self, deadline: float) -> bool:
-        """Returns whether the event loop's clock has reached `deadline`."""
+        """Returns True if the event loop's clock has reached `deadline`."""
         return self._loop.time() >= deadline
 
     async def run(
@@ -154,9 +158,10 @@ class Cassandra:
         """Runs statements concurrently and returns their results in order; a failed statement has its error in its
         result.
 
-        `page` is the paging state of the page to read. `timestamp` is the write timestamp in microseconds; 0 generates
-        one for each statement. Raises DEADLINE_EXCEEDED if no request slot is free by the deadline, RESOURCE_EXHAUSTED
-        if too many requests are queued, and UNAVAILABLE after `close`.
+        `profile` is an execution profile of `cassandra/driver.py`. `page` is the paging state of the page to read, None
+        for the first page. `timestamp` is the write timestamp in microseconds; 0 generates one for each statement.
+        Raises DEADLINE_EXCEEDED if no request slot is free by the deadline, RESOURCE_EXHAUSTED if too many requests are
+        queued, and UNAVAILABLE after `close`.
         """
 
         def sender(statement: Any) -> Callable[[], Any]:
@@ -178,7 +183,7 @@ class Cassandra:
         """Maps a failed result to the error for the caller: DEADLINE_EXCEEDED only if the call's own deadline
         passed."""
         assert failed.error is not None
-        # The driver's timers use another clock than the event loop.
+        # The tolerance is needed because the driver's timers use another clock than the event loop.
         return to_roost_error(failed.error, self.is_past(current().deadline - TIMER_TOLERANCE_S), may_be_stored)
 
 
@@ -275,7 +280,7 @@ class Keyspace:
 
     async def execute_lwt(self, cql: str, *values: Any) -> tuple[bool, Row]:
         """Executes a conditional write (… IF …). Returns whether it was applied, and if not, the current values of the
-        columns compared.
+        columns in its condition.
 
         Never retries. After UNAVAILABLE with reason OUTCOME_UNKNOWN, or DEADLINE_EXCEEDED, read the row by
         `read_serial` to find out whether the write was applied.

@@ -25,14 +25,16 @@ from services.platform.rpc import errors
 if TYPE_CHECKING:
     from services.platform.cassandra.keyspace import Cassandra, Keyspace
 
-# The TTL of the migration lease in seconds: longer than the slowest statement takes. Its holder renews the lease before
-# each migration.
+# The TTL of the migration lease in seconds: longer than the slowest statement takes. The process that holds the lease
+# renews it before each migration.
 LEASE_S = 60
-# MAX_POLLS intervals are three minutes, enough for a whole schema on a slow machine. A longer wait means a fault.
+# Seconds between two attempts to acquire the migration lease, and the maximum number of attempts; then `migrate` raises
+# UNAVAILABLE. These are three minutes in all, in which another process can apply a whole schema even on a slow machine.
 POLL_INTERVAL_S = 0.25
 MAX_POLLS = 720
-# Attempts of one statement in all. A busy node times out for seconds, most often on the first conditional write of a
-# new table. Ten attempts of a read or conditional write take up to 22 s. If they all fail, the node is not just busy.
+# Maximum number of attempts of one statement, including the first. A busy node times out for seconds, most often on the
+# first conditional write of a new table. Ten attempts of a read or conditional write take up to 22 s. If they all fail,
+# the node is not just busy.
 MAX_ATTEMPTS = 10
 
 # A fixed table id: two nodes that create the table at the same time would otherwise create two tables of one name.
@@ -163,12 +165,13 @@ async def _apply(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> N
 
 
 async def _applied(keyspace: Keyspace, migrations: Sequence[str]) -> int:
-    """Returns how many migrations are applied, from the first on.
+    """Returns the number of applied migrations. They are applied in order, so these are the first ones of the list.
 
     Raises FAILED_PRECONDITION if a newer release migrated the keyspace, or if an applied migration differs from the one
     in `migrations`.
     """
-    # A row of the partition without a number holds only the lease.
+    # If only the static column `owner` (the lease) is set, Cassandra returns one row without a number, which is left
+    # out.
     rows = sorted(row for row in await keyspace.read_serial(_APPLIED, _SCOPE) if row[0] is not None)
     if rows and rows[-1][0] > len(migrations):
         raise errors.failed_precondition(

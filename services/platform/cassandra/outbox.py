@@ -38,19 +38,20 @@ CREATE TABLE IF NOT EXISTS outbox (
 CREATE TABLE IF NOT EXISTS outbox_cursor (name text PRIMARY KEY, minute int)
 """
 
-# Maximum of queued events: about one second of events at a high rate. The queue grows while the event log is
+# Maximum number of queued events: about one second of events at a high rate. The queue grows while the event log is
 # unavailable. If it is full, further events stay in their outbox rows, and the sweeper publishes them.
 MAX_QUEUED = 10_000
-# Events per append to the log.
+# Maximum number of events per append to the event log.
 PUBLISH_BATCH = 500
-# The `published` flags of this many seconds, or this many flags, are written together, in one batch per partition.
-# Writing each flag alone took a quarter of the cost of a small write. The delay is far below the age at which sweepers
-# read events. If a process dies before it writes the flags, the events are published twice.
+# `published` flags are collected for FLAG_WRITE_DELAY_S seconds, or until there are FLAG_WRITE_BATCH of them, and then
+# written together, in one batch per partition. Writing each flag alone took a quarter of the cost of a small write
+# (measured). The delay is far below GRACE_S, the age at which sweepers publish events. If a process dies before it has
+# written the flags, the events are published twice.
 FLAG_WRITE_DELAY_S = 0.5
 FLAG_WRITE_BATCH = 1_000
 # Timers have millisecond resolution and may fire up to one millisecond early.
 TIMER_TOLERANCE_S = 0.002
-# How long `stop` waits for the log to accept queued events.
+# Maximum number of seconds that `stop` waits until the queued events are published.
 DRAIN_S = 2.0
 
 # The write timestamp of the flag is one greater than that of the row, so a repeated INSERT of the row does not set the
@@ -60,12 +61,13 @@ _INSERT = """INSERT INTO outbox (shard, minute, event_id, topic, key, payload, t
 _SET_PUBLISHED = """UPDATE outbox USING TIMESTAMP ? SET published = true
     WHERE shard = ? AND minute = ? AND event_id = ? AND topic = ?"""
 
-# The partition of a row is the minute of its event id, so that a repeated batch writes the same row. If the id is older
-# or newer than this (a batch executed again hours later), the row belongs to the current minute, because sweepers no
-# longer read the id's minute.
+# Maximum number of milliseconds between the time in an event id and the current time for which the partition of the
+# event's row is the minute of the id, so that a repeated batch writes the same row. If the difference is greater, as
+# for a batch that is executed again hours later, the row belongs to the current minute, because sweepers no longer read
+# the minute of the id.
 MAX_ID_AGE_MS = 5 * 60_000
-# Maximum of events whose state (queued or published) this process has in memory. The sweeper of this process does not
-# publish these events again if it finds their rows.
+# Maximum number of events whose state (queued or published) this process has in memory; beyond it the oldest is
+# dropped. The sweeper of this process does not publish these events again if it finds their rows.
 MAX_TRACKED = 3 * MAX_QUEUED
 
 _Key = tuple[int, str]
@@ -81,8 +83,8 @@ class EventValidator(Protocol):
     point: the rows that the event describes may be missing for now or for ever."""
 
     async def publishable(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Returns the events whose described change was committed. Before it returns, readers can see the rows that
-        these events describe.
+        """Returns the events whose described change was committed. When it returns, readers find the rows that these
+        events describe.
 
         An event that this method does not return stays in the outbox until a later sweep. If the method raises, all
         events stay.
@@ -97,7 +99,7 @@ class PublishAll:
 
 
 class Outbox:
-    """One keyspace's outbox in this process; a Worker. `clock` returns unix seconds. `validator` decides which of the
+    """One keyspace's outbox in this process; a Worker. `clock` returns Unix seconds. `validator` decides which of the
     events that a sweeper finds are published."""
 
     def __init__(

@@ -21,7 +21,8 @@ from services.platform.events.log import Record
 from services.platform.ids.snowflake import timestamp_ms
 from services.platform.log_events import LogEvent
 
-# Partitions per minute, by key, so that no single partition receives all writes.
+# Number of partitions per minute. Events are distributed over them by key, so that no single partition receives all
+# writes.
 SHARDS = 16
 # Minimum age in seconds of an event that a sweeper publishes. The writer of a younger event will publish the event
 # itself, normally within milliseconds.
@@ -31,15 +32,17 @@ START_DELAY_S = 1.0
 # dies, its events are published within this time plus GRACE_S.
 SWEEP_INTERVAL_S = 5.0
 QUICK_MINUTES = 2
-# Cassandra replays logged batches within minutes.
+# Every SWEEP_EVERY-th sweep begins SWEEP_MINUTES minutes before the cursor, the minute up to which all events were
+# published: Cassandra replays logged batches within minutes.
 SWEEP_EVERY = 12
 SWEEP_MINUTES = 15
-# Cassandra keeps hints for a node that is down for up to three hours, and replays them when it returns.
+# Every SLOW_EVERY-th sweep begins SLOW_MINUTES minutes before the previous one of these long sweeps: Cassandra keeps
+# hints for a node that is down for up to three hours, and replays them when the node returns.
 SLOW_EVERY = 120
 SLOW_MINUTES = 180
-# The TTL of the rows in minutes.
+# The TTL of the rows in minutes. No sweep begins earlier.
 MAX_MINUTES = 3 * 24 * 60
-# Rows per page of one partition.
+# Maximum number of rows per page of one partition.
 PAGE_ROWS = 100
 
 _UNPUBLISHED = """SELECT event_id, topic, key, payload, traceparent FROM outbox
@@ -52,7 +55,7 @@ log = structlog.get_logger(__name__)
 
 
 class OutboxPartition(NamedTuple):
-    """Partition key of an outbox row: `shard` is the key modulo SHARDS, `minute` is unix minutes."""
+    """Partition key of an outbox row: `shard` is the event's key modulo SHARDS, `minute` is in Unix minutes."""
 
     shard: int
     minute: int
@@ -63,7 +66,7 @@ class OutboxSweeper(BackgroundWorker):
     time.
 
     `publish` appends the events to the event log, flags their rows, and returns how many events it appended. `clock`
-    returns unix seconds. If the sweeper is stopped after an append and before the flags are written, a later sweep
+    returns Unix seconds. If the sweeper is stopped after an append and before the flags are written, a later sweep
     publishes these events again.
     """
 
@@ -80,7 +83,8 @@ class OutboxSweeper(BackgroundWorker):
         self._full_sweep_requested = True
 
     def request_full_sweep(self) -> None:
-        """Makes the next sweep start at the cursor, instead of the newest minutes."""
+        """Makes the next sweep begin SWEEP_MINUTES minutes before the cursor (the minute up to which all events were
+        published), instead of reading only the newest minutes."""
         self._full_sweep_requested = True
 
     async def sweep(self, minutes: int) -> int:

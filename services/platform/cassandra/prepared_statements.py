@@ -19,9 +19,10 @@ from services.platform.rpc import errors
 from services.platform.rpc.context import current
 from services.platform.rpc.reasons import Reason
 
-# CQL texts are constants, so there are few. A greater number means that some caller formats values into the text.
+# Maximum number of cached statements. Beyond it `get` raises RuntimeError: CQL texts are constants, so there are few,
+# and more of them mean that a caller formats values into the text.
 MAX_STATEMENTS = 500
-# How far the driver's timers may differ from the event loop's clock.
+# Seconds by which the driver's timers may differ from the event loop's clock.
 TIMER_TOLERANCE_S = 0.02
 # Matches the position before each table name. Keywords are written in capitals and table names in lower case.
 _BEFORE_TABLE = re.compile(r"\b(FROM|INTO|UPDATE|TRUNCATE)\s+(?=[a-z])")

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Maximum of requests in flight. A node in its default configuration executes 128 writes and 32 reads at once; more
-# requests would only queue on the node, where this process cannot count them. The maximum is far below the 32,768
-# streams of a connection, so a stream is always free.
+# Maximum number of requests in flight; beyond it callers of `run` wait. A node in its default configuration executes
+# 128 writes and 32 reads at once; more requests would only queue on the node, where this process cannot count them. The
+# maximum is far below the 32,768 streams of a connection, so a stream is always free.
 MAX_IN_FLIGHT = 1_024
-# Maximum of queued callers of `run`: about one second of work. A caller further back in the queue would wait longer
-# than its deadline allows.
+# Maximum number of queued callers of `run`: about one second of work. Beyond it callers are rejected with
+# RESOURCE_EXHAUSTED, because they would wait longer than their deadlines allow.
 MAX_QUEUED = 4_096
 
 Send = Callable[[], Any]
@@ -153,7 +153,7 @@ class RequestLimiter:
             if batch.unanswered:
                 return
         self._done.append(batch)
-        # If two threads both see the flag unset, the loop wakes once more than needed, which is harmless.
+        # If two threads find the flag unset at the same time, the loop wakes once more than needed, which is harmless.
         if not self._woken:
             self._woken = True
             # Raises RuntimeError if the event loop was closed before the connections; then no caller waits.

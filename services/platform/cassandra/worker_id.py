@@ -44,10 +44,12 @@ _RELEASE = """BEGIN BATCH
 APPLY BATCH"""
 _ADVANCE = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_id = ? IF high_water_ms = ?"
 
-# Attempts to claim a free worker id: if many processes start at once, they may claim the same ones.
+# Maximum number of free worker ids that a process tries to lease, one after the other; then it raises UNAVAILABLE. If
+# many processes start at once, some try the same worker ids, and only one of them gets each.
 MAX_CLAIMS = 32
-# After a restart the process may run on another machine, whose clock is behind by up to this many seconds. Then the
-# process waits at the start until its clock has passed the high-water mark.
+# Maximum number of seconds by which the clocks of two machines may differ. The earlier process with this worker id may
+# have run on a machine whose clock is ahead: then the process waits at the start until its own clock has passed the
+# high-water mark.
 MAX_CLOCK_SKEW_S = 2.0
 # Seconds between two attempts of a failed renewal. Within this time the process notices that an outage has ended, or
 # that a wrong clock was corrected.
@@ -57,8 +59,8 @@ log = structlog.get_logger(__name__)
 
 
 class LeaseTiming(NamedTuple):
-    """Times in seconds. Another process may claim the worker id `ttl_s` after the last renewal; the owner renews every
-    `renew_s`.
+    """Times in seconds. Another process may lease the worker id `ttl_s` after the last renewal; the owner renews the
+    lease every `renew_s`.
 
     Ids may be minted for `mint_s` after a renewal began, which is also how far each renewal raises the high-water mark
     ahead.
@@ -69,8 +71,8 @@ class LeaseTiming(NamedTuple):
     mint_s: float
 
 
-# A leased worker id. Minting ends 20 s before another process may claim the worker id, in case the clock of a Cassandra
-# node is wrong by that much.
+# A leased worker id. Minting ends 20 s before another process may lease the worker id, in case the clock of a Cassandra
+# node is wrong by 20 s.
 LEASED = LeaseTiming(60, 20.0, 40.0)
 # A worker id that the setting `worker_id` sets (an ordinal). After kill -9 the next process with the same ordinal waits
 # until its clock has passed the high-water mark, so each renewal raises the mark only 5 s ahead. The row has no TTL,
@@ -191,7 +193,7 @@ class CassandraLease:
                 await self._renew()
             except Exception as error:
                 log.warning(LogEvent.WORKER_ID_RENEWAL_FAILED, worker_id=self.worker_id, error=str(error))
-                # Sleeps before it retries at once, so that a set `_wake` does not make this a busy loop.
+                # Sleeps here, because the set `_wake` ends the wait above at once.
                 await asyncio.sleep(RETRY_INTERVAL_S)
                 self._wake.set()
 
@@ -217,15 +219,15 @@ class CassandraLease:
         raise errors.unavailable(f"another process has worker id {worker}: retry later", reason=Reason.LEASE)
 
     async def _claim(self) -> None:
-        """Leases a worker id that no process holds and whose high-water mark is in the past. Raises UNAVAILABLE if
-        there is none."""
+        """Leases a worker id that no process holds and whose high-water mark is in the past. Raises UNAVAILABLE if it
+        finds none."""
         rows = await self._keyspace.read(_ALL)
         now_ms = self._clock_ms()
         taken = {
             worker_id for worker_id, owner, high_water_ms in rows if owner is not None or (high_water_ms or 0) > now_ms
         }
         free = [worker_id for worker_id in range(MAX_WORKER + 1) if worker_id not in taken]
-        # Free worker ids are tried in random order, because processes that start together would otherwise all claim the
+        # Free worker ids are tried in random order, because processes that start together would otherwise all try the
         # first one.
         for worker_id in _shuffled(free)[:MAX_CLAIMS]:
             if (await self._keyspace.execute_lwt(_CLAIM, self._timing.ttl_s, self._owner, worker_id))[0]:

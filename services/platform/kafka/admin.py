@@ -23,7 +23,8 @@ from services.platform.kafka.records import (
     unavailable,
 )
 
-# A running broker answers in milliseconds, a starting one within seconds.
+# Maximum number of seconds that `check` waits for a broker. A running broker answers in milliseconds, a starting one
+# within seconds.
 OPEN_TIMEOUT_S = 10.0
 # Seconds for which a partition may have no leader before Kafka counts as unavailable, and seconds between two attempts.
 METADATA_TIMEOUT_S, _METADATA_RETRY_S = 5.0, 0.05
@@ -48,7 +49,8 @@ _NO_MEMBERS_ALLOWED = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.NON_EMPTY_GROUP)
 
 
 def at_time(time_ms: int) -> Any:
-    """Returns the position of the first event at or after `time_ms` (unix milliseconds), for `offsets`."""
+    """Returns the position of the first event at or after `time_ms` (Unix milliseconds), for the parameter `position`
+    of `KafkaAdmin.offsets`."""
     return OffsetSpec.for_timestamp(time_ms)
 
 
@@ -104,8 +106,8 @@ class KafkaAdmin:
         return [(topic, number) for topic in topics for number in range(self._partitions[topic])]
 
     async def offsets(self, partitions: Sequence[PartitionKey], position: Any) -> dict[PartitionKey, int]:
-        """Returns an offset for each partition: EARLIEST (its oldest event), LATEST (the end), or the first event
-        `at_time` (the end of the partition if no event is that new)."""
+        """Returns an offset for each partition. `position` is EARLIEST (the oldest event), LATEST (the end), or the
+        result of `at_time` (the first event at or after a time; the end if there is no such event)."""
         found: dict[PartitionKey, int] = {}
         missing, give_up = list(partitions), time.monotonic() + METADATA_TIMEOUT_S
         while missing:
@@ -132,7 +134,7 @@ class KafkaAdmin:
         """Returns the next offset that the group will read of each partition; omits partitions without a committed
         offset.
 
-        `group` includes the namespace prefix. `partitions` None: all partitions of the group.
+        `group` includes the namespace prefix. If `partitions` is None, returns all partitions of the group.
         """
         if partitions is not None and not partitions:
             return {}
@@ -144,7 +146,8 @@ class KafkaAdmin:
         return {(p.topic, p.partition): p.offset for p in answer.topic_partitions if p.offset >= 0}
 
     async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> bool:
-        """Commits offsets for a group without members. Returns False, and commits nothing, if the group has members."""
+        """Commits the offsets `targets`, by partition, for a group without members. Returns False, and commits nothing,
+        if the group has members."""
         if not targets:
             return True
         requested = [TopicPartition(*tp, offset) for tp, offset in targets.items()]

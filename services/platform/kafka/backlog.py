@@ -1,7 +1,9 @@
-"""Holds the events that one process fetched but has not applied yet. Shared by the fetcher thread and the event loop.
+"""Holds the events that a consumer in this process has fetched but not applied yet. Its fetcher thread and the event
+loop share it.
 
 A partition may be revoked, assigned again or sought while some of its events are being applied. Each assignment and
-seek therefore gives it a new epoch, and results of entries with an older epoch are discarded.
+each seek therefore gives the partition a new epoch (a number), and an entry with an older epoch does not change the
+partition's offsets when its batch completes.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from services.platform.kafka.records import PartitionKey
 
 
 class FetchedEntry(NamedTuple):
-    """A fetched message. `event` is None if the group does not subscribe to events of its name: it only advances the
-    offset."""
+    """A fetched message. `event` is None if the group does not consume events of this name: the entry then only
+    advances the offset. `epoch` is the epoch of the partition when the message was fetched."""
 
     partition: PartitionKey
     offset: int
@@ -28,7 +30,7 @@ class FetchedEntry(NamedTuple):
 
 class PartitionProgress(NamedTuple):
     """Progress of one partition: the next offset to apply (`position`), the next to fetch (`fetched`), the number of
-    events between the two, and the append time of the oldest of these events in unix milliseconds."""
+    events between the two, and the append time of the oldest of these events in Unix milliseconds."""
 
     position: int
     fetched: int
@@ -37,8 +39,8 @@ class PartitionProgress(NamedTuple):
 
 
 class Backlog:
-    """A queue of fetched entries in fetch order, of about `max_entries`, and the offsets of the assigned partitions.
-    Thread-safe."""
+    """A queue of fetched entries in fetch order, and the offsets of the assigned partitions. From `max_entries` entries
+    on, `is_full` tells the fetcher to stop. Thread-safe."""
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
@@ -47,8 +49,8 @@ class Backlog:
         self._in_progress: Sequence[FetchedEntry] = ()
         self._count = itertools.count(1)
         self._epochs: dict[PartitionKey, int] = {}
-        # The next offset to apply and to fetch; absent until the first message of a partition if no start offset was
-        # given.
+        # `_positions`: the next offset to apply; `_fetched`: the next offset to fetch. If a partition was assigned
+        # without a start offset, both are absent until its first message arrives.
         self._positions: dict[PartitionKey, int] = {}
         self._fetched: dict[PartitionKey, int] = {}
         self._committed: dict[PartitionKey, int] = {}
@@ -82,7 +84,7 @@ class Backlog:
                 self._entries.append(FetchedEntry(partition, offset, event, epoch))
 
     def is_full(self) -> bool:
-        """Returns whether the fetcher should stop fetching."""
+        """Returns True if `max_entries` entries are queued: then the fetcher should stop fetching."""
         with self._changed:
             return len(self._entries) >= self._max_entries
 
@@ -93,8 +95,8 @@ class Backlog:
             return self._changed.wait_for(lambda: len(self._entries) <= self._max_entries // 2, at_most_s)
 
     def release(self, partitions: Collection[PartitionKey], at_most_s: float) -> dict[PartitionKey, int]:
-        """Removes partitions, after the current batch is completed or returned if it has entries of them, at most after
-        `at_most_s` seconds.
+        """Removes partitions. If the batch in progress has entries of these partitions, first waits until it is
+        completed or returned, at most `at_most_s` seconds.
 
         Returns the offsets to commit for these partitions.
         """
@@ -126,8 +128,8 @@ class Backlog:
             return assigned
 
     def uncommitted(self) -> dict[PartitionKey, int]:
-        """Returns the offsets that changed since the last call, and considers them committed unless `commit_failed` is
-        called."""
+        """Returns, by partition, the offsets that changed since the last call. They count as committed unless
+        `commit_failed` is called."""
         with self._changed:
             changed = self._uncommitted()
             self._committed |= changed
@@ -142,8 +144,8 @@ class Backlog:
     # The event loop calls the following methods.
 
     def next_batch(self, max_events: int) -> Sequence[FetchedEntry]:
-        """Returns the next entries, with at most `max_events` events. They are in progress until `complete_batch` or
-        `return_batch`."""
+        """Returns the next entries, with at most `max_events` events. These entries are in progress until
+        `complete_batch` or `return_batch` is called."""
         with self._changed:
             batch: list[FetchedEntry] = []
             events = 0
@@ -178,7 +180,7 @@ class Backlog:
             self._changed.notify_all()
 
     def is_revocation_pending(self) -> bool:
-        """Returns whether a partition with entries in progress is being revoked."""
+        """Returns True if a partition with entries in progress is being revoked: then the batch should end soon."""
         with self._changed:
             return any(entry.partition in self._revoking for entry in self._in_progress)
 

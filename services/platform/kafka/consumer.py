@@ -22,10 +22,11 @@ from services.platform.kafka.scan import scan
 if TYPE_CHECKING:
     from services.platform.kafka.event_log import KafkaLog
 
-# The fetcher prefetches two batches, at least 400 events.
+# The backlog holds PREFETCHED_BATCHES batches, at least MIN_PREFETCHED events, so that the next batch is fetched
+# already when one has been applied.
 PREFETCHED_BATCHES, MIN_PREFETCHED = 2, 400
-# Seconds to wait for partitions: a new member of the group gets them only when other members have finished their
-# current batches.
+# Maximum number of seconds that a seek waits until this process has partitions. A new member of the group gets
+# partitions only when other members have finished their current batches.
 JOIN_TIMEOUT_S = 30.0
 
 
@@ -45,7 +46,7 @@ class KafkaConsumer(Consumer):
         self._apply = apply
         self._max_batch = max_batch
         self._broadcast = broadcast
-        # Start offsets of a `broadcast` consumer that is stopped.
+        # The offsets at which a `broadcast` consumer continues when it is started again.
         self._resume_offsets: dict[PartitionKey, int] = {}
         self._fetcher: Fetcher | None = None
         self._paused = False
@@ -163,7 +164,7 @@ class KafkaConsumer(Consumer):
         return {partition: max(committed.get(partition, 0), first[partition]) for partition in partitions}
 
     async def _step(self) -> bool:
-        """Applies the next batch. Returns False if there is none."""
+        """Applies the next batch. Returns False if no event is fetched or the consumer is paused."""
         if self._paused:
             return False
         entries = self.backlog.next_batch(self._max_batch)

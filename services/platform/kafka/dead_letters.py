@@ -16,13 +16,13 @@ from services.platform.kafka.producer import KafkaProducer, OutgoingMessage
 from services.platform.kafka.records import DEAD_LETTER_TOPIC, headers_of, plain_headers, topic_of
 from services.platform.kafka.scan import scan
 
-MAX_REASON_CHARS = 1_000  # An error message may quote its whole input.
+MAX_REASON_CHARS = 1_000  # The rest is cut off: an error message may quote its whole input.
 _GROUP, _REASON = "group", "reason"
 _TOPIC, _PARTITION, _OFFSET, _KEY, _APPENDED = "topic", "partition", "offset", "key", "appended_ms"
 
 
 class DeadLetters:
-    """The dead letters of all groups. `clock_ms` returns unix milliseconds."""
+    """The dead letters of all groups. `clock_ms` returns Unix milliseconds."""
 
     def __init__(
         self, settings: Settings, admin: KafkaAdmin, producer: KafkaProducer, clock_ms: Callable[[], int]
@@ -41,7 +41,7 @@ class DeadLetters:
         headers = headers_of(Record(*event[2:]))
         headers += [(_GROUP, group), (_REASON, reason), (_TOPIC, topic), (_PARTITION, str(partition))]
         headers += [(_OFFSET, str(event.offset)), (_KEY, str(event.key)), (_APPENDED, str(event.appended_ms))]
-        # One key per group, partition and offset: an event that fails again overwrites its earlier record.
+        # The key consists of group, partition and offset, so an event that fails again overwrites its earlier record.
         key = f"{group}/{topic}/{partition}/{event.offset}"
         await self._producer.send([OutgoingMessage(self._topic, key, event.payload, headers, self._clock_ms())])
 
@@ -50,7 +50,8 @@ class DeadLetters:
         return list((await self._read(group)).values())
 
     async def redrive(self, group: str) -> int:
-        """Appends the events of the group's dead letters again, then deletes the dead letters. Returns how many.
+        """Appends the events of the group's dead letters again, then deletes the dead letters. Returns how many dead
+        letters it deleted.
 
         At most MAX_BATCH per call. A crash between the two steps repeats events and loses none. Events that fail again
         meanwhile are left for the next call.
@@ -74,8 +75,8 @@ class DeadLetters:
                 if headers.get(_GROUP) != group:
                     continue
                 found.pop(key, None)
-                # At the limit the oldest dead letters are returned; a later call returns the rest after these were
-                # redriven.
+                # If there are more than MAX_BATCH, the oldest are returned. When those have been redriven, a later call
+                # returns the next ones.
                 if message.value() is not None and len(found) < log.MAX_BATCH:
                     found[key] = _dead_letter_of(message, headers)
             return found

@@ -88,7 +88,7 @@ class KafkaLog(EventLog):
         await self.producer.close()
 
     async def replay(self, group: str, time_ms: int) -> int | None:
-        """Moves a group in all its partitions to the first event at or after `time_ms` (unix milliseconds).
+        """Moves a group in all its partitions to the first event at or after `time_ms` (Unix milliseconds).
 
         Returns how many events the group has to read from there on, over all its topics, or None if the group does not
         exist.
@@ -103,7 +103,7 @@ class KafkaLog(EventLog):
 
     async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
         """Moves a group that has no consumer in this process to these offsets: commits them for the group, or, if the
-        group has members in other processes, broadcasts a seek to these."""
+        group has members in other processes, broadcasts a seek to these members."""
         if not await self.admin.seek_group(f"{self.settings.namespace}.{group}", targets):
             await self.broadcast_seek(group, targets)
 
@@ -117,7 +117,7 @@ class KafkaLog(EventLog):
         await self.append([Record(SEEK_TOPIC, 0, 0, orjson.dumps(request))])
 
     async def subscribe_to_seeks(self) -> None:
-        """Starts the consumer of seeks that other processes publish; has no effect if it runs."""
+        """Starts the consumer of seeks that other processes publish; has no effect if this consumer runs."""
         if self._seek_consumer is None:
             self._seek_consumer = self.consumer("moves", [SEEK_TOPIC], self._on_seek, broadcast=True)
             await self._seek_consumer.start()

@@ -1,5 +1,5 @@
-"""The fetcher thread of one consumer. The thread never waits until events are applied, so its heartbeats continue and
-its group membership does not time out."""
+"""Runs the fetcher thread of one consumer. The thread does not wait until events are applied, so it continues to send
+heartbeats and the group does not remove this member."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from services.platform.kafka.backlog import Backlog
 from services.platform.kafka.records import PartitionKey, RateLimitedErrors, client_settings, to_consumed_event
 from services.platform.log_events import LogEvent
 
-# After this time without a heartbeat the group removes a member and reassigns its partitions.
+# Seconds without a heartbeat after which the group removes a member and reassigns the member's partitions.
 SESSION_TIMEOUT_S = 10.0
 HEARTBEAT_INTERVAL_S = 2.0
 COMMIT_EVERY_S = 1.0
-# Seconds per poll. The thread notices a stop or a seek at most this late.
+# Maximum number of seconds of one poll. The thread notices a stop or a seek after at most this time.
 POLL_TIMEOUT_S = 0.1
-# Messages per fetch; decoding them holds the GIL for about 1 ms.
+# Maximum number of messages per fetch. Decoding them holds the GIL for about 1 ms.
 FETCH_MESSAGES = 200
-# Seconds for which the thread waits for space in the backlog before it pauses the partitions. Pausing discards
-# prefetched messages.
+# Seconds for which the thread waits for space in the backlog before it pauses the partitions. It does not pause them at
+# once, because pausing discards the messages that librdkafka has prefetched.
 PAUSE_AFTER_S = 1.0
-# The most messages, and KiB of them, that librdkafka prefetches into its own memory, outside Python's.
+# librdkafka prefetches into a queue of its own, outside Python's memory, until the queue holds PREFETCH_MESSAGES
+# messages of each partition or PREFETCH_KIB KiB in all.
 PREFETCH_MESSAGES, PREFETCH_KIB = 10_000, 16 * 1024
 FETCH_WAIT_MS = 200
-# Seconds for which a rebalance waits until the current batch is applied. If that takes longer, the next owner of the
-# partition gets its events again.
+# Maximum number of seconds that a rebalance waits until the batch in progress is applied. If the batch takes longer,
+# the next owner of the partition gets its events again.
 REVOKE_TIMEOUT_S = 10.0
 # Time limits in seconds of the last commit, and of `stop` as a whole.
 LAST_COMMIT_TIMEOUT_S, STOP_TIMEOUT_S = 3.0, 12.0
@@ -48,10 +49,10 @@ ClientRequest = Callable[[Client], None]
 
 
 class Fetcher:
-    """Fetches into a backlog, commits the offsets of applied events, and follows rebalances. Calls `wake` on the event
-    loop after each fetch.
+    """Fetches events into a backlog, commits the offsets of applied events, and in rebalances adds partitions to the
+    backlog or removes them. Calls `wake` on the event loop after each fetch.
 
-    With `start_offsets`, reads these partitions without a consumer group and commits nothing.
+    With `start_offsets`, reads these partitions from these offsets, without a consumer group, and commits nothing.
     """
 
     def __init__(
@@ -93,7 +94,8 @@ class Fetcher:
             log.warning(LogEvent.FETCHER_ABANDONED, group=self._group)
 
     async def seek(self, targets: Mapping[PartitionKey, int]) -> None:
-        """Moves the partitions that are assigned here to these offsets. Raises KafkaException if Kafka rejects it."""
+        """Moves the partitions that are assigned to this consumer to these offsets; ignores other partitions. Raises
+        KafkaException if Kafka rejects the seek."""
 
         def work(client: Client) -> None:
             for partition, offset in self._backlog.seek(targets).items():
@@ -161,7 +163,8 @@ class Fetcher:
         first = client.poll(POLL_TIMEOUT_S)
         if first is None:
             return
-        # `consume` alone would block until it has its full number of messages.
+        # `poll` waits for the first message; `consume` with timeout 0 adds the messages that have arrived. With a
+        # timeout, `consume` would block until it has all messages that it may return.
         self._put([first, *client.consume(FETCH_MESSAGES - 1, 0.0)])
 
     def _put(self, messages: Sequence[Message]) -> None:

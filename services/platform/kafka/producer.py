@@ -21,16 +21,17 @@ from services.platform.events.log import Record
 from services.platform.kafka.records import RateLimitedErrors, client_settings, headers_of, topic_of, unavailable
 from services.platform.log_events import LogEvent
 
-# An event that is not delivered in this time fails; it stays in its outbox.
+# Seconds within which Kafka must confirm a message. Otherwise the send fails with UNAVAILABLE, and the event stays in
+# its outbox.
 DELIVERY_TIMEOUT_S = 5.0
-# Events queued for the brokers, about 30 MB. If the queue is full, an append waits up to QUEUE_TIMEOUT_S seconds for
-# space and then fails.
+# Maximum number of messages queued for the brokers, about 30 MB. If the queue is full, a send waits up to
+# QUEUE_TIMEOUT_S seconds for space and then fails with UNAVAILABLE.
 MAX_QUEUED = 50_000
 QUEUE_TIMEOUT_S = 2.0
 _QUEUE_POLL_S = 0.01
-# Events produced within this time are sent in one request; an append takes that much longer.
+# Milliseconds for which librdkafka collects messages to send them in one request. Each append takes this much longer.
 LINGER_MS = 2
-# How often the thread checks whether it must stop.
+# Seconds between two checks of the thread whether it must stop.
 _POLL_S = 0.2
 FLUSH_TIMEOUT_S = 6.0
 
@@ -157,7 +158,8 @@ class KafkaProducer:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            # Handles delivery reports that have arrived, or waits for one.
+            # Calls `report` for each delivery report that has arrived; if none has, waits up to _POLL_S seconds for
+            # one.
             self._producer.poll(_POLL_S)
             self._pass_reports()
             if self._broken:

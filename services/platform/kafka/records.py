@@ -45,7 +45,7 @@ def client_settings(settings: Settings) -> dict[str, Any]:
         "retry.backoff.ms": 50,
         "retry.backoff.max.ms": 500,
         "topic.metadata.refresh.fast.interval.ms": 50,
-        # librdkafka reports errors by callbacks; this keeps it from writing to stderr too.
+        # librdkafka reports errors by callbacks; with this level it does not write them to stderr too.
         "log_level": 2,
     }
 
@@ -82,8 +82,8 @@ def headers_of(record: Record) -> list[tuple[str, str | bytes | None]]:
 
 
 def to_consumed_event(message: Message, event_names: frozenset[str] | None = None) -> ConsumedEvent | None:
-    """Returns the event of a record; None if its name is not in `event_names`, or if the record has not the headers
-    that Roost writes."""
+    """Returns the event of a record; None if its name is not in `event_names`, or if the record does not have the
+    headers that Roost writes."""
     headers = plain_headers(message)
     name = headers.get(TYPE, "")
     if not name or (event_names is not None and name not in event_names):
@@ -105,10 +105,11 @@ def plain_headers(message: Message) -> dict[str, str]:
 
 
 def unavailable(what: str, error: BaseException | None = None) -> errors.RoostError:
-    """Returns UNAVAILABLE, reason LOG_UNAVAILABLE. `what` says what failed; Kafka's own message becomes a note."""
+    """Returns UNAVAILABLE, reason LOG_UNAVAILABLE. `what` is the message for callers. The text of `error`, if it is a
+    KafkaException, becomes a note of the returned error."""
     mapped = errors.unavailable(what, reason=Reason.LOG_UNAVAILABLE)
     if isinstance(error, KafkaException) and error.args:
         cause = error.args[0]
-        # A note is logged but not sent to callers, because librdkafka's messages name brokers.
+        # A note is logged but not sent to callers: the text of librdkafka names brokers.
         mapped.add_note(cause.str() if hasattr(cause, "str") else str(cause))
     return mapped

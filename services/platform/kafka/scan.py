@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 from services.platform.config import Settings
 from services.platform.kafka.records import PartitionKey, client_settings, unavailable
 
-# The brokers count as unavailable after this time without a message or an end-of-partition.
+# Seconds without a message or an end of a partition after which the brokers count as unavailable.
 READ_TIMEOUT_S = 5.0
 _POLL_S = 0.2
 _CONSUME_MESSAGES = 500
@@ -23,8 +23,8 @@ def scan(
 ) -> Iterator[Message]:
     """Yields the messages of every partition from its start offset to its end, at most `max_per_partition` of each.
 
-    In order within a partition. Blocks: call it in a thread. Raises UNAVAILABLE if the brokers send nothing for
-    READ_TIMEOUT_S.
+    The messages of one partition come in order. Blocks the calling thread: call it outside the event loop's thread.
+    Raises UNAVAILABLE if the brokers send nothing for READ_TIMEOUT_S.
     """
     if not start_offsets:
         return

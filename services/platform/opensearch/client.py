@@ -1,4 +1,4 @@
-"""The OpenSearch client: bounded by the current call's deadline; maps errors of the server to RoostError.
+"""The OpenSearch client. The deadline of the current call limits each request. Errors of the server become RoostError.
 
 Request bodies are built as data, never as text, so user input cannot become an operator of the query language.
 """
@@ -19,15 +19,17 @@ from services.platform.rpc.reasons import Reason
 
 T = TypeVar("T")
 
-# Time limit in seconds of a search, because users do not wait longer. If the current call's deadline is earlier, it is
-# the limit.
+# Time limit in seconds of a search: users do not wait longer. If the deadline of the current call is earlier, this
+# deadline is the limit.
 MAX_CALL_S = 2.0
-# Time limit in seconds of requests without a user: a bulk of 1,000 documents takes about 0.2 s on an idle server.
+# Time limit in seconds of requests for which no user waits, such as indexing. A bulk of 1,000 documents takes about 0.2
+# s on an idle server.
 BACKGROUND_TIMEOUT_S = 30.0
-# Connections per process; further calls wait for a free one within their limit.
+# Maximum number of connections per process and server. Beyond it a call waits for a free connection within its time
+# limit.
 MAX_CONNECTIONS = 16
-# A client notices only at the next request that the server closed an idle connection: then the request is sent once
-# more on another connection.
+# Number of times a request is sent again after its connection failed. A client notices only at the next request that
+# the server has closed an idle connection; then the request is sent once more on another connection.
 RETRIES = 1
 
 OK_FROM, OK_BELOW = 200, 300
@@ -41,8 +43,8 @@ logging.getLogger("opensearch").setLevel(logging.ERROR)
 
 
 class RequestRejected(Exception):
-    """The server rejected a request for good: HTTP status below 500, its error type (`kind`) and its message
-    (`reason`)."""
+    """The server rejected a request, and a retry would be rejected too. `status` is the HTTP status (below 500, not
+    429), `kind` the server's error type and `reason` its message."""
 
     def __init__(self, status: int, kind: str, reason: str) -> None:
         super().__init__(f"{status} {kind}: {reason}")
@@ -90,8 +92,9 @@ class OpenSearch:
         timeout_s: float = MAX_CALL_S,
         parameters: Mapping[str, str | int] | None = None,
     ) -> Any:
-        """Sends one request and returns the decoded response. Raises RequestRejected for a 4xx status,
-        DEADLINE_EXCEEDED if no time is left."""
+        """Sends one request and returns the decoded response. Raises RequestRejected for a 4xx status except 429,
+        DEADLINE_EXCEEDED if the deadline of the current call has passed, and UNAVAILABLE if the server does not answer
+        within `timeout_s` seconds or is overloaded."""
         raw = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
         try:
             return await self._client.transport.perform_request(
@@ -105,7 +108,8 @@ class OpenSearch:
     async def bulk(
         self, operations: Sequence[BulkOperation], timeout_s: float = MAX_CALL_S
     ) -> list[RequestRejected | None]:
-        """Executes operations in order; returns for each the reason of its rejection, or None if it succeeded.
+        """Executes the operations in order. Returns for each operation the error with which the server rejected it, or
+        None if it succeeded.
 
         Raises UNAVAILABLE if an operation failed transiently, although other operations may have succeeded: then the
         caller must repeat the whole bulk.

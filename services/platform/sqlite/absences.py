@@ -1,5 +1,5 @@
-"""Stores which users are deactivated or suspended in a service's embedded store, each with the time of the change, so
-that an older event that arrives later changes nothing."""
+"""Stores in the embedded store of a service which users are deactivated or suspended, each with the time of the change,
+so that an older event that arrives later changes nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _IS_ABSENT = "SELECT 1 FROM absences WHERE user_id = ? AND absent"
 
 
 def decide(connection: sqlite3.Connection, user_id: int, absent: bool, at_us: int) -> bool:
-    """Stores whether the user is absent from `at_us` (unix microseconds) on. Returns False, and stores nothing, if a
-    later change is stored already."""
+    """Stores whether the user is absent (deactivated or suspended) from `at_us` (Unix microseconds) on. Returns False,
+    and stores nothing, if a later change is stored already."""
     row = connection.execute(_KNOWN, (user_id,)).fetchone()
     if row is not None and row[0] > at_us:
         return False

@@ -1,7 +1,7 @@
 """Asynchronous SQLite: one writer thread that commits in groups, and a few reader threads.
 
-A durable write costs an fsync. The writer takes all units of work that are queued, runs each in its own savepoint, and
-commits once, so one fsync serves them all.
+A durable write needs an fsync. The writer thread takes all queued units of work (functions that execute statements),
+runs each in its own savepoint, and commits once, so one fsync makes them all durable.
 """
 
 from __future__ import annotations
@@ -30,17 +30,19 @@ Unit = Callable[[sqlite3.Connection], T]
 _Job = tuple[Unit[Any], "asyncio.Future[Any]", bool]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
-# Units of work that may queue: about 0.1 s of work (measured). Callers further back in the queue would wait past their
-# deadlines.
+# Maximum number of queued units of work, for reads and for writes each: about 0.1 s of work (measured). Beyond it units
+# are rejected with RESOURCE_EXHAUSTED, because their callers would wait past their deadlines.
 MAX_QUEUED = 4_096
-# Units per commit: bounds what a failed COMMIT undoes, and how long the first unit of a group waits for the last.
+# Maximum number of units of work per commit. It bounds how many units a failed COMMIT undoes, and how long the first
+# unit of a group waits for the last.
 MAX_GROUP = 512
-# Reads are short and mostly hold the GIL, so more threads would not be faster; one alone would let a long read block
-# the others.
+# Number of reader threads. Reads are short and mostly hold the GIL, so more threads would not be faster; with one
+# thread a long read would block all others.
 READERS = 2
-# Seconds to wait for a lock on the file. Besides this process, only an operator's tools may lock it.
+# Seconds for which a statement waits if another process locks the file, and then fails. Only tools of an operator do
+# so.
 BUSY_TIMEOUT_S = 1.0
-# A WAL that grew under a long read is truncated to this size at the next checkpoint.
+# Bytes to which a checkpoint truncates a write-ahead log (WAL) that grew beyond this size during a long read.
 WAL_KEEP_BYTES = 64 * 1024 * 1024
 CACHE_KIB = 16 * 1024  # Per connection; there are 1 + READERS.
 
@@ -50,8 +52,8 @@ log = structlog.get_logger(__name__)
 class Database:
     """One SQLite file (WAL, synchronous=FULL) that one process owns by a lock file. Belongs to one event loop.
 
-    Units of work run in threads: they fetch their rows before they return, do not begin or end transactions, bind every
-    value with `?`, and share no mutable state with the event loop.
+    Units of work run in threads. They must fetch their rows before they return, must not begin or end transactions,
+    must bind every value with `?`, and must share no mutable state with the event loop.
     """
 
     def __init__(self, path: Path, lock: LockFile, writer: sqlite3.Connection, *readers: sqlite3.Connection) -> None:
@@ -79,9 +81,9 @@ class Database:
     async def write(self, unit: Unit[T], quiet: bool = False) -> T:
         """Runs `unit` in the writer thread; returns its result once it is durable. `quiet` skips the commit hooks.
 
-        An exception in `unit` undoes that unit only and is raised here. Raises UNAVAILABLE if the disk fails, with
-        nothing stored, and RESOURCE_EXHAUSTED if MAX_QUEUED units are queued. If the caller is cancelled, the unit may
-        or may not be stored.
+        An exception in `unit` undoes that unit only and is raised here. Raises UNAVAILABLE if the disk fails, and
+        RESOURCE_EXHAUSTED if MAX_QUEUED units are queued; nothing is stored then. If the caller is cancelled, the unit
+        may or may not be stored.
         """
         return await self._writes.run(unit, quiet)
 
@@ -99,15 +101,16 @@ class Database:
     async def wipe_log(self) -> None:
         """Checkpoints the write-ahead log and truncates it, so that deleted data remains in neither file.
 
-        Raises UNAVAILABLE if a read holds an older snapshot, or if the disk fails: call it again later.
+        Raises UNAVAILABLE if a read in progress uses an older snapshot, or if the disk fails: call this method again
+        later.
         """
         await asyncio.to_thread(self._wipe_log)
 
     def _wipe_log(self) -> None:
         try:
             with contextlib.closing(_connect(self._path, "rw")) as connection:
-                # PASSIVE copies most of the log without blocking writers, so TRUNCATE, which blocks them, has little
-                # left.
+                # PASSIVE copies most of the write-ahead log into the file without blocking writers, so that little is
+                # left for TRUNCATE, which blocks them.
                 for mode in ("PASSIVE", "TRUNCATE"):
                     (busy, _, _) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:
@@ -175,7 +178,7 @@ class Database:
     ) -> _Outcome:
         try:
             connection.execute(begin)
-            # Skips the unit if its caller stopped waiting.
+            # Skips the unit if its caller was cancelled.
             return future, None if future.cancelled() else unit(connection), None
         except sqlite3.Error as error:
             kind = faults.kind_of(error)
@@ -196,8 +199,8 @@ class Database:
 
 
 class _JobQueue:
-    """A bounded queue of units from the event loop to threads. Only the event loop counts units, so the count needs no
-    lock."""
+    """A bounded queue that passes units of work from the event loop to threads. Only the event loop changes the number
+    of pending units, so this number needs no lock."""
 
     def __init__(self) -> None:
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -216,16 +219,16 @@ class _JobQueue:
         return await future
 
     def close(self, threads: int) -> bool:
-        """Rejects new units and ends `threads` threads after the queued units. Returns False if it was closed
-        before."""
+        """Rejects new units, and ends `threads` threads when they have run the queued units. Returns False, and does
+        nothing, if the queue was closed before."""
         was_open, self._open = self._open, False
         for _ in range(threads if was_open else 0):
             self.jobs.put(None)
         return was_open
 
     def next_jobs(self, max_jobs: int) -> tuple[list[_Job], bool]:
-        """Waits for a unit, then takes those queued behind it, up to `max_jobs`. The second value is True at the end of
-        the queue."""
+        """Waits for a unit, then takes the units queued behind it, up to `max_jobs` in all. The second value is True if
+        the queue was closed and this thread must end after these units."""
         jobs: list[_Job] = []
         job = self.jobs.get()
         while job is not None:

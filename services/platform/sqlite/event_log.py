@@ -1,4 +1,4 @@
-"""The embedded event log: one SQLite file in append order; each commit wakes the consumers."""
+"""The embedded event log: one SQLite file with the events in append order. Each commit wakes the consumers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from services.platform.events.worker_loop import RETRY_FIRST_S, WorkerLoop
 from services.platform.ids.snowflake import wall_clock_ms
 from services.platform.sqlite.database import Database
 
-SWEEP_EVERY_S = 3_600.0  # Retention is in days, so an hourly sweep is enough.
-SWEEP_ROWS = 5_000  # Per transaction: it must be short, because appends wait for it.
+SWEEP_EVERY_S = 3_600.0  # Seconds. Retention is in days, so an hourly sweep is enough.
+SWEEP_ROWS = 5_000  # Events deleted per transaction: few, because appends wait until it ends.
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
-MAX_REASON_CHARS = 1_000  # An error message may quote its whole input.
+MAX_REASON_CHARS = 1_000  # The rest is cut off: an error message may quote its whole input.
 
 SCHEMA = """
 CREATE TABLE event (
@@ -102,8 +102,10 @@ class EmbeddedLog(EventLog):
         return await self.db.write(move)
 
     async def sweep(self) -> int:
-        """Deletes events that are past retention and applied by every group. Returns how many, at most SWEEP_ROWS."""
-        # A consumer that skips events of topics it does not consume stores no offset, so its position is stored here.
+        """Deletes events that are past retention and applied by every group. Returns how many it deleted, at most
+        SWEEP_ROWS."""
+        # A consumer that only skips events of topics that it does not consume stores no offset, so its position is
+        # stored here.
         reached = [(group, c.position) for group, c in self.running.items() if c.position and not c.broadcast]
 
         def delete(connection: sqlite3.Connection) -> int:
@@ -149,10 +151,10 @@ class EmbeddedConsumer(Consumer):
         self._max_batch = max_batch
         # The last offset that was applied or skipped.
         self.position = 0
-        # Whether a `broadcast` consumer has a position, which it keeps in memory only.
+        # True if a `broadcast` consumer has a position, which is in memory only.
         self._has_position = False
-        # The number of seeks. If it changed while a batch was applied, the batch must not overwrite the offset that the
-        # seek set.
+        # The number of seeks. If a seek happened while a batch was applied, the offset of the batch must not overwrite
+        # the offset that the seek set.
         self._seeks = 0
         self._paused = False
 
@@ -161,7 +163,7 @@ class EmbeddedConsumer(Consumer):
             raise ValueError(f"group {self._group} has a consumer already: a second one would apply every event again")
         if not self._has_position:
             self.position = await self._load()
-            await self._store(self.position)  # From here on retention respects the group's offset.
+            await self._store(self.position)  # From now on the sweep keeps events after this offset.
         self.worker.start()
 
     async def stop(self) -> None:
@@ -194,7 +196,7 @@ class EmbeddedConsumer(Consumer):
         self.worker.wake()
 
     async def _step(self) -> bool:
-        """Applies the next batch. Returns False if no event follows it."""
+        """Applies the next batch. Returns False if no event is left after this batch, or if the consumer is paused."""
         if self._paused:
             return False
         position, seeks = self.position, self._seeks

@@ -13,12 +13,14 @@ from services.platform import files
 
 _DAMAGED = "it is damaged, or not a database: put back the copy of a backup, or move the file away and start without what it held"
 _ADVICE = {"CORRUPT": _DAMAGED, "NOTADB": _DAMAGED, "FULL": files.ADVICE[errno.ENOSPC]}
-# SQLite's result codes for a failing disk or a file in use; the same statement may succeed later.
+# SQLite's result codes for a failing disk, or for a file that another process uses; the same statement may succeed
+# later.
 TRANSIENT = frozenset({"BUSY", "CANTOPEN", "FULL", "IOERR", "LOCKED", "NOMEM", "PROTOCOL", "READONLY"})
 # SQLite's result codes for damaged content of the file, which must be restored from a backup. Statements on undamaged
 # parts of the file may still succeed.
 DAMAGED = frozenset({"CORRUPT", "NOTADB"})
-# The size of the WAL index (-shm), the largest file that SQLite creates when it opens a database.
+# Number of bytes that `_fault_of` writes: the size of the WAL index (-shm), the largest file that SQLite creates when
+# it opens a database.
 _PROBE_BYTES = 32_768
 
 
@@ -29,8 +31,8 @@ def kind_of(error: sqlite3.Error) -> str:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turns OSErrors of the block, and SQLite errors about the file, into FAILED_PRECONDITION with the path and advice.
-    All other exceptions pass unchanged."""
+    """Turns OSErrors that the `with` block raises, and SQLite errors of the kinds TRANSIENT and DAMAGED, into
+    FAILED_PRECONDITION with the path and advice. Raises all other exceptions unchanged."""
     try:
         with files.naming(path):
             yield
@@ -52,7 +54,8 @@ def _cause(path: Path, error: sqlite3.Error) -> str:
 
 
 def _fault_of(path: Path) -> int:
-    """Opens the file and writes a file beside it, as SQLite does. Returns the errno of the failure, or 0."""
+    """Opens the file and writes a file beside it, as SQLite does. Returns the errno if one of these steps fails,
+    otherwise 0."""
     probe = path.with_name(f"{path.name}.new")
     try:
         os.close(os.open(path, os.O_RDWR))

@@ -12,10 +12,11 @@ from services.platform.rpc.reasons import Reason
 
 
 class LockFile:
-    """Locks the file `path`, created if missing, for one owner; `fd` is open on it.
+    """Locks the file `path` for one owner and creates the file if it does not exist. `fd` is the descriptor of the open
+    file, -1 after `close`.
 
-    Raises FAILED_PRECONDITION if another process holds the lock, or if this process may not write the file. The file is
-    never removed: otherwise two owners could each lock a different file of that name.
+    Raises FAILED_PRECONDITION if another owner holds the lock, or if this process may not write the file. The file is
+    never removed: otherwise two owners could each lock a different file with the same name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +49,7 @@ def _holder(fd: int) -> int:
         lines = Path("/proc/locks").read_text().splitlines()
     except OSError:
         return 0
-    # A line is: number, kind of lock, mode, access, process id, file, and range. A waiting process has `->` after the
-    # number, which shifts its fields.
+    # A line is: number, kind of lock, mode, access, process id, file, and range. The line of a process that waits for
+    # the lock has `->` after the number, so its fields do not match here.
     held = (fields for line in lines if (fields := line.split())[1:2] == ["FLOCK"])
     return next((max(0, int(fields[4])) for fields in held if fields[5] == file), 0)

@@ -1,6 +1,7 @@
 """The outbox in SQLite: events commit with a service's rows, and a relay appends them to the event log.
 
-The relay appends events before it deletes them: a crash in between repeats events and loses none.
+The relay appends events to the event log before it deletes them from the outbox: a crash in between repeats events and
+loses none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from services.platform.events.log import MAX_LAG_COUNTED, EventLog, Record
 from services.platform.events.worker_loop import WorkerLoop
 from services.platform.sqlite.database import Database
 
-# Events per append; a crash between append and delete repeats up to this many.
+# Maximum number of events per append to the event log. A crash between append and delete repeats up to this many.
 RELAY_BATCH = 500
 
 # Must be one of the migrations of a service that publishes events.
@@ -34,12 +35,14 @@ _PENDING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
 
 
 def enqueue(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
-    """Adds events to the current transaction. Call it in a unit of work of `Database.write`."""
+    """Adds events to the outbox in the current transaction. Call this function in a unit of work of
+    `Database.write`."""
     connection.executemany(_INSERT, records)
 
 
 class Relay:
-    """Moves the events of one database's outbox to the log in order; woken by each commit. One per database."""
+    """Moves the events of one database's outbox to the event log in order. Each commit wakes it. A database must have
+    only one relay."""
 
     def __init__(self, db: Database, log: EventLog) -> None:
         self.db = db
@@ -49,7 +52,7 @@ class Relay:
         db.on_commit(self._worker.wake)
 
     async def start(self) -> None:
-        """Starts relaying, beginning with the events that an earlier process left."""
+        """Starts moving events, beginning with the events that an earlier process left in the outbox."""
         self._worker.start()
 
     async def stop(self) -> None:
@@ -57,13 +60,13 @@ class Relay:
         await self._worker.stop()
 
     async def drained(self) -> None:
-        """Waits until every event committed before the call is in the log; does not return while the log is
-        unavailable."""
+        """Waits until every event that was committed before the call is in the event log. Does not return while the
+        event log is unavailable."""
         await self._worker.idle.wait()
 
     async def pending(self, topics: Sequence[str]) -> tuple[int, int]:
-        """Returns how many events of these topics are pending in the database (counted up to MAX_LAG_COUNTED), and the
-        smallest id (0 if none)."""
+        """Returns how many events of these topics are in the outbox (counted up to MAX_LAG_COUNTED), and the smallest
+        of their ids (0 if there are none)."""
         bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
         count, oldest = await self.db.read(lambda c: c.execute(_PENDING, bounds).fetchone())
         return count, oldest or 0

@@ -19,9 +19,9 @@ _HIGH_WATER_BYTES = 20
 class FileLease:
     """Leases a worker id by a file in the data directory, which is locked while this object is open.
 
-    The file holds the high-water mark: a time in unix milliseconds, written ahead, that no id has passed. So no id is
-    minted twice, even after kill -9 or if the clock was set back. Raises FAILED_PRECONDITION if another process owns
-    the file, or if its content is invalid.
+    The file holds the high-water mark in Unix milliseconds, which is written before an id of a later time is minted. So
+    no id is minted twice, even after kill -9 or if the clock was set back. Raises FAILED_PRECONDITION if another
+    process owns the file, or if its content is invalid.
     """
 
     def __init__(self, path: Path, worker_id: int = 0) -> None:
@@ -35,7 +35,8 @@ class FileLease:
         self.high_water_ms = int(mark)
         try:
             with naming(path):
-                # Allocates the file's block now: on a full disk a later write of the same length still succeeds.
+                # Allocates the file's space on the disk now: a later write of the same length succeeds even if the disk
+                # is full by then.
                 os.pwrite(self._lock.fd, _line(self.high_water_ms), 0)
         except errors.RoostError:
             self._lock.close()
@@ -53,8 +54,8 @@ class FileLease:
         return self._snowflake
 
     def close(self) -> None:
-        """Stops minting (UNAVAILABLE from now on), stores the last millisecond used and releases the lease. Blocks for
-        an fsync."""
+        """Stops minting, stores the time of the last minted id as the high-water mark, and releases the lease. From
+        then on minting raises UNAVAILABLE. Blocks the calling thread for an fsync."""
         try:
             if self._snowflake is not None and self._lock.fd >= 0:
                 # No more ids can be minted: the next id needs a new reservation, and `_reserve` refuses it from now on.
@@ -65,8 +66,9 @@ class FileLease:
             self._lock.close()
 
     def _reserve(self, ms: int) -> int:
-        # The write takes some microseconds and outlives the process. The fsync, in a thread, matters only for a power
-        # cut before it ends, followed within a second by a restart on a clock that was set back.
+        # The write takes some microseconds, and its effect remains if the process dies. The fsync runs in a thread, and
+        # minting does not wait for it: it is needed only if the power fails before it ends and the machine then starts
+        # within a second with a clock that was set back.
         self._write(ms + RESERVE_MS)
         return ms + RESERVE_MS
 

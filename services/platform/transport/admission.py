@@ -16,20 +16,22 @@ from services.platform.rpc.concurrency import ConcurrencyLimit
 from services.platform.transport.authenticator import Authenticator
 from services.platform.transport.remote import CLIENT_ADDRESS_KEY
 
-# Open unary calls from outside the mesh. The metadata and buffers of one take some 20 kB: 200 MB at most. A call whose
-# request message has not arrived yet counts here only.
+# Maximum number of open unary calls from outside the mesh, including calls whose request message has not arrived yet.
+# Beyond it calls are rejected with UNAVAILABLE. The metadata and buffers of a call take some 20 kB: 200 MB at most.
 MAX_OPEN_CALLS = 10_000
-# Unary calls from outside the mesh that are served concurrently, the same number as in the HTTP gateway. With more of
-# them, each would only wait longer.
+# Maximum number of unary calls from outside the mesh whose request message has arrived, the same as in the HTTP
+# gateway. Beyond it calls are rejected with UNAVAILABLE: if more were served at once, each would only take longer.
 MAX_CALLS = 1_000
-# `roost load` and similar tools make some dozens of concurrent calls from one machine; a network behind one address
-# makes more.
+# Maximum number of open unary calls per client address. Beyond it calls are rejected with RESOURCE_EXHAUSTED. `roost
+# load` and similar tools make some dozens of concurrent calls from one machine; a network behind one address makes
+# more.
 MAX_CALLS_PER_ADDRESS = 200
-# Concurrent calls and streams from processes of the mesh. Each needs a task and its messages, some 20 kB: 100 MB.
+# Maximum number of concurrent calls and streams from processes of the mesh. Beyond it calls are rejected with
+# UNAVAILABLE. Each needs a task and its messages, some 20 kB: 100 MB at most.
 MAX_MESH_CALLS = 5_000
-# Streams from outside the mesh. They last as long as their reader, so they have a limit of their own. Channels of the
-# mesh count here too: each has one health watch for each caller and target, which carries no mesh secret. A machine
-# that runs a whole mesh opens some dozens.
+# Maximum number of streams from outside the mesh, in total and per client address. Streams last as long as their
+# reader, so they do not count as calls. Each channel of the mesh has a health watch that carries no mesh secret, so it
+# counts here too; a machine that runs a whole mesh opens some dozens.
 MAX_STREAMS = 2_000
 MAX_STREAMS_PER_ADDRESS = 100
 
@@ -75,7 +77,7 @@ class Admission:
     def open(self, client: Client) -> Iterator[None]:
         """Counts a unary call from outside the mesh, from before its message is read; does not count calls of the mesh.
 
-        Raises UNAVAILABLE if the limit of the server is reached, RESOURCE_EXHAUSTED if that of the address is reached.
+        Raises UNAVAILABLE if MAX_OPEN_CALLS is reached, RESOURCE_EXHAUSTED if MAX_CALLS_PER_ADDRESS is reached.
         """
         if client.is_mesh:
             yield
@@ -95,14 +97,14 @@ class Admission:
 
     @contextmanager
     def served(self, client: Client) -> Iterator[None]:
-        """Counts a unary call whose message has arrived. Raises UNAVAILABLE if the limit of the server is reached and,
-        for calls from outside the mesh, RESOURCE_EXHAUSTED if that of the client's address is reached."""
+        """Counts a unary call whose request message has arrived. Raises UNAVAILABLE if MAX_CALLS (for calls of the mesh
+        MAX_MESH_CALLS) is reached, RESOURCE_EXHAUSTED if MAX_CALLS_PER_ADDRESS is reached."""
         with self._mesh.hold("") if client.is_mesh else self._calls.hold(client_key(client.address)):
             yield
 
     @contextmanager
     def stream(self, client: Client) -> Iterator[None]:
-        """Counts a stream. Raises UNAVAILABLE if the limit of the server is reached and, for streams from outside the
-        mesh, RESOURCE_EXHAUSTED if that of the client's address is reached."""
+        """Counts a stream. Raises UNAVAILABLE if MAX_STREAMS (for streams of the mesh MAX_MESH_CALLS) is reached,
+        RESOURCE_EXHAUSTED if MAX_STREAMS_PER_ADDRESS is reached."""
         with self._mesh.hold("") if client.is_mesh else self._streams.hold(client_key(client.address)):
             yield

@@ -15,7 +15,7 @@ class AbstractChannel(grpc.aio.Channel):
     run at the same time even if they are awaited one after the other. An in-process call is a coroutine: it starts when
     it is awaited and must then be awaited or closed.
 
-    Without overrides it owns no connection: it is always READY, and `close` does nothing.
+    This base class owns no connection: its state is always READY, and `close` does nothing.
     """
 
     def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -23,7 +23,7 @@ class AbstractChannel(grpc.aio.Channel):
 
         `kind` is the name of the channel's method, such as `unary_unary`. `method` is the path, such as
         `/roost.tweet.v1.TweetService/GetTweet`. The other arguments are those of grpc.aio: serializers, by name or in
-        order. Subclasses override it; here it raises LookupError.
+        order. Subclasses override this method; in the base class it raises LookupError.
         """
         raise LookupError(method)
 
@@ -46,7 +46,7 @@ class AbstractChannel(grpc.aio.Channel):
     async def close(self, grace: float | None = None) -> None:
         """Closes the connections that the channel owns; here none.
 
-        Calls in progress get `grace` seconds to end; if it is None, they are cancelled at once.
+        Calls in progress get `grace` seconds to end; if `grace` is None, they are cancelled at once.
         """
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:

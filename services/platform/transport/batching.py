@@ -24,17 +24,21 @@ from services.platform.transport.base import AbstractChannel
 from services.platform.transport.inprocess_calls import rpc_error
 from services.platform.transport.remote import time_left
 
-# Batches in progress to one target. The second one keeps the connection busy while the target serves the first.
+# Maximum number of batches in progress to one target; beyond it calls are queued. The second batch keeps the connection
+# busy while the target serves the first.
 MAX_BATCHES = 2
 # Seconds after which a batch in progress no longer counts, so a slow call in it does not delay the next batches.
 SLOW_S = 0.005
-# Calls, and bytes of payloads and tokens, of one batch. One event loop serves 200 calls in some 50 ms; 512 KiB are half
-# of the largest message that a server accepts. A single larger call is sent alone.
+# Maximum number of calls, and of bytes of payloads and tokens, in one batch; further calls go into the next batch. One
+# event loop serves 200 calls in some 50 ms; 512 KiB are half of the largest message that a server accepts. A single
+# larger call is sent alone.
 MAX_ITEMS = 200
 MAX_BYTES = 512 * 1024
-# Queued calls to one target. If there are more, the target is too slow and further calls would exceed their deadlines.
+# Maximum number of queued calls to one target. Beyond it calls fail with UNAVAILABLE: the target is too slow, and they
+# would exceed their deadlines.
 MAX_QUEUED = 2_000
-# Methods with a longer deadline are not batched: they are called rarely, and would delay the responses of their batch.
+# Longest deadline in seconds of a method whose calls are batched. Methods with a longer deadline are called rarely, and
+# would delay the responses of their batch.
 LONGEST_METHOD_S = 5.0
 
 _sizes = Histogram(

@@ -24,14 +24,14 @@ from services.platform.rpc.stream_subscriber import StreamSubscriber
 from services.platform.transport.base import AbstractChannel
 from services.platform.transport.inprocess_calls import rpc_error
 
-# Renewals within one lease, so one lost renewal does not remove an instance.
+# Number of renewals within the duration of a lease: one lost renewal does not remove an instance.
 RENEWALS_A_LEASE = 3
 # Seconds until the next attempt after a failure; also the deadline of a deregistration.
 RETRY_S = 0.3
 # Seconds without a message after which a watch counts as lost. The registry sends a message at least every 5 s.
 SILENCE_S = 15.0
-# Seconds for which a replaced channel still starts attempts of the calls that use it: the longest deadline of an
-# ordinary call.
+# Seconds after which a replaced channel begins to close: the longest deadline of a unary call. Until then it can start
+# retries of the calls in progress on it, which a closing channel cannot.
 RETIRE_S = 10.0
 # Seconds for which the streams of a replaced channel may continue after RETIRE_S. Most streams end by themselves, and
 # an endless one when its server stops; the channel is closed when its last stream has ended.
@@ -124,7 +124,8 @@ class Watch(StreamSubscriber[pb.WatchInstancesResponse]):
 
 
 class DiscoveredChannel(AbstractChannel):
-    """A channel to the current instances of one service. A call fails with UNAVAILABLE if none was ever known.
+    """A channel to the current instances of one service. A call fails with UNAVAILABLE if no instance has ever been
+    known.
 
     `connect` returns a channel to a gRPC target such as `ipv4:a:1,b:2`. When the addresses change, new calls use a new
     channel; the old one is closed after its calls have ended.

@@ -15,7 +15,8 @@ import grpc
 
 from services.platform.rpc.contract import Method
 
-# Attempts of one call, including the first. `remote` uses the same values for the methods that gRPC retries.
+# Maximum number of attempts per call, including the first. `remote` uses the same values for the methods that gRPC
+# retries.
 ATTEMPTS = 3
 # Status codes that are retried. A draining server answers CANCELLED to calls that it has not accepted.
 RETRIED_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -29,8 +30,8 @@ KEY_FIELD = "idempotency_key"
 def takes_key(method: Method | None) -> bool:
     """Returns True if the method is not retry-safe and its request has a field for an idempotency key.
 
-    gRPC does not retry such a method; its calls are retried here if they carry a key. None is a method outside the
-    contract.
+    gRPC does not retry such a method; its calls are retried here if they carry a key. `method` is None for a method
+    outside the contract; then returns False.
     """
     return method is not None and not method.policy.retry_safe and KEY_FIELD in method.request.DESCRIPTOR.fields_by_name
 

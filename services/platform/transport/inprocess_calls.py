@@ -17,9 +17,10 @@ from services.platform.rpc.context import Call, current_call
 from services.platform.rpc.interceptors import InterceptedMethod
 from services.platform.transport.message_guard import MutationGuard
 
-# Seconds. The deadline of a callee is this much earlier than that of its caller, so the caller has time to respond.
+# Seconds by which the deadline of a call is earlier than the deadline of the call that made it, so that the caller has
+# time to respond.
 DEADLINE_MARGIN_S = 0.001
-# Messages that a stream buffers; then the servicer waits for the reader.
+# Maximum number of messages that a stream buffers. Beyond it the servicer waits until the reader has read one.
 STREAM_AHEAD = 4
 
 _END = object()
@@ -143,8 +144,9 @@ class UnaryCall:
         finally:
             current_call.set(before)
             if reading is not None and (self._response is None or reading.record_count == notes):
-                # If the call failed, its caller may respond without its data. If no keys were recorded, the servicer
-                # does not track its reads. In both cases a cached response would not be invalidated by later changes.
+                # If the call failed, its caller may respond without the data of the call. If no keys were recorded, the
+                # servicer does not track its reads. In both cases a cached response would not be invalidated by later
+                # changes.
                 reading.mark_uncacheable()
 
     def __await__(self) -> Generator[Any, None, Message]:

@@ -9,7 +9,8 @@ from collections import deque
 
 from google.protobuf.message import Message
 
-# The number of latest messages that are checked: enough to detect a servicer that changes a message it just returned.
+# Maximum number of recorded messages; older ones are no longer checked. It is enough to detect a servicer that changes
+# a message which it has just returned.
 CHECKED_MESSAGES = 64
 
 

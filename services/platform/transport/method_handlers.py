@@ -1,4 +1,5 @@
-"""Handlers of the contract's methods for a grpc.aio server: admission, access, rate limit, then the interceptors."""
+"""Creates the handlers of the contract's methods for a grpc.aio server. A handler applies the limits of concurrent
+calls, authenticates the call, counts it in its rate limit, and then calls the intercepted method."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ from services.platform.transport.reply import Reply, abort, read_message, serial
 
 
 class MethodHandlers:
-    """Makes the handlers of one server. `log_calls` logs every call at its end."""
+    """Creates the handlers of one server. If `log_calls` is true, every call is logged at its end."""
 
     def __init__(
         self, authenticator: Authenticator, rate_limits: RateLimits, admission: Admission, *, log_calls: bool

@@ -38,7 +38,8 @@ class Peers(BackgroundWorker):
         self._missed: set[str] = set()
 
     def states(self) -> dict[str, str]:
-        """Returns the gRPC state of each connection by service, such as "READY". An idle one starts to connect."""
+        """Returns the gRPC state of each connection by service, such as "READY". An idle connection starts to
+        connect."""
         return {name: channel.get_state(try_to_connect=True).name for name, channel in self._channels.items()}
 
     async def unreached(self, within_s: float = PATIENCE_S) -> list[str]:

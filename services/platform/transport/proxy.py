@@ -1,7 +1,7 @@
 """The edge proxy of a mesh of many processes: servicers that forward every call to the process that serves it.
 
-They run behind the same interceptors as other servicers, so a call is checked at the proxy and again by the process
-that serves it.
+The same interceptors run for these servicers as for all others, so a call is checked by the proxy and again by the
+process that serves it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ProxyServicer:
 
 
 def forwarders(folders: Collection[str], channel_of: ChannelOf) -> dict[str, object]:
-    """Returns a ProxyServicer for each gRPC service of the named folders (such as `tweet`).
+    """Returns a ProxyServicer for each gRPC service of these services. `folders` are service names such as `tweet`.
 
     The keys are full names, such as `roost.tweet.v1.TweetService`.
     """

@@ -15,7 +15,8 @@ V1ALPHA = "grpc.reflection.v1alpha"
 V1 = "grpc.reflection.v1"
 SERVICES = (f"{V1}.ServerReflection", f"{V1ALPHA}.ServerReflection")
 METHOD = "ServerReflectionInfo"
-# Requests in one stream. A tool sends one for each service and type of a contract, some 300 here.
+# Maximum number of requests in one stream. Beyond it the stream ends with RESOURCE_EXHAUSTED. A tool sends one request
+# for each service and type of the contract, some 300.
 MAX_QUESTIONS = 1_000
 
 

@@ -42,7 +42,8 @@ AUTHORIZATION_KEY = "authorization"
 # the call.
 USER_AGENT_KEY = "roost-user-agent"
 
-# Seconds. The deadline of a callee is this much earlier than that of its caller, because the response takes time.
+# Seconds by which the deadline of a call is earlier than the deadline of the call that made it, because the response
+# takes time to arrive.
 DEADLINE_MARGIN_S = 0.005
 
 # A ping every 30 s detects a dead peer before most deadlines of streams. There are no pings without calls, so idle
@@ -127,7 +128,8 @@ class MeshChannel(AbstractChannel):
         return self._channel.get_state(try_to_connect)
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes the connection. Calls in progress get `grace` seconds to end; if it is None, they are cancelled."""
+        """Closes the connection. Calls in progress get `grace` seconds to end; if `grace` is None, they are
+        cancelled."""
         await self._channel.close(grace)
 
 
@@ -157,7 +159,7 @@ class RoutingChannel(AbstractChannel):
         self._remote = remote
 
     def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
-        # "/roost.tweet.v1.TweetService/GetTweet": the folder is the second segment of the package.
+        # "/roost.tweet.v1.TweetService/GetTweet": the service name is the second segment of the package.
         channel = self._remote.get(method.split(".")[1], self._local)
         start: Callable[..., Any] = getattr(channel, kind)(method, *args, **kwargs)
         if channel is self._local:

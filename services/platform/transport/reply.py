@@ -19,7 +19,7 @@ from services.platform.rpc.interceptors import unexpected_error
 from services.platform.transport.call_log import log_call
 from services.platform.transport.remote import REQUEST_ID_KEY, TRACE_KEY
 
-# Characters of a request id or traceparent from the metadata; the rest is ignored.
+# Maximum length in characters of a request id or traceparent from the metadata; the rest is ignored.
 MAX_ID_CHARS = 128
 # Seconds within which the request message must arrive, even if the deadline is later. Streams and health checks may
 # have no deadline at all.
@@ -78,8 +78,8 @@ def _new_trace() -> str:
 async def read_message(context: Any, deadline: float) -> bytes:
     """Returns the serialised request of a call. `deadline` is in seconds of the event loop's clock.
 
-    Raises DEADLINE_EXCEEDED if none arrives by `deadline` or within FIRST_MESSAGE_S seconds, INVALID_ARGUMENT if the
-    call ends without one.
+    Raises DEADLINE_EXCEEDED if no request arrives by `deadline` or within FIRST_MESSAGE_S seconds, INVALID_ARGUMENT if
+    the call ends without a request.
     """
     by = min(deadline, asyncio.get_running_loop().time() + FIRST_MESSAGE_S)
     try:

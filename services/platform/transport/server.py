@@ -28,16 +28,19 @@ from services.platform.transport.authenticator import Authenticator
 from services.platform.transport.method_handlers import MethodHandlers
 from services.platform.transport.reply import abort, parse_message, read_message, serialize, to_roost_error
 
-# The largest valid request (AppendHomeEntries, 10,000 ids) has under 100 kB, an import of 1,000 users about 300 kB.
+# Maximum size of a request message in bytes. gRPC rejects larger ones with RESOURCE_EXHAUSTED. An AppendHomeEntries
+# request with 10,000 ids has under 100 kB, an import of 1,000 users about 300 kB.
 MAX_MESSAGE_BYTES = 1 << 20
-# Concurrent calls on one connection. A process of the mesh has one connection for each caller and target.
+# Maximum number of concurrent calls on one connection; beyond it a gRPC client queues its calls. A process of the mesh
+# has one connection for each caller and target.
 MAX_STREAMS_PER_CONNECTION = 1_000
 # Seconds that calls in progress get to end after the server has stopped accepting calls.
 GRACE_S = 10.0
-# The shortest allowed interval of pings without data. Channels of the mesh ping every 30 s while a stream is silent,
-# and by default a server closes connections that ping more often than every 5 minutes.
+# Minimum number of milliseconds between two pings of a client without data in between; gRPC closes connections with
+# more frequent pings. Channels of the mesh ping every 30 s while a stream is silent; the default minimum of gRPC is 5
+# minutes.
 LEAST_PING_MS = 10_000
-# Connections without a call for this long are closed; clients connect again by themselves.
+# Number of milliseconds without a call after which a connection is closed; clients connect again by themselves.
 IDLE_MS = 300_000
 
 
