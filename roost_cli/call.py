@@ -52,8 +52,8 @@ def call(
 
 
 def resolve(name: str) -> contract.Method:
-    """Returns the method named `Service.Method`, with or without the proto package. Raises CommandError if there is
-    none."""
+    """Returns the method named `Service.Method`; the proto package before it may be left out. Raises CommandError if no
+    method has this name."""
     wanted = name.strip("/").replace("/", ".")
     for method in contract.methods().values():
         full = f"{method.service}.{method.name}"
@@ -144,8 +144,8 @@ def _check(method: contract.Method, only: Sequence[str]) -> None:
 
 
 def _shown(message: Message, only: Sequence[str], *, indent: bool = True) -> str:
-    """Returns the message as JSON. With `only`, returns the field at that path: a string without quotes, "" if it is
-    not set."""
+    """Returns the message as JSON, or if `only` is not empty, the field at the path `only` as JSON. A string is
+    returned without quotes, an unset field as ""."""
     if not only:
         return as_json(message, indent=indent)
     value = orjson.loads(as_json(message))
@@ -155,8 +155,8 @@ def _shown(message: Message, only: Sequence[str], *, indent: bool = True) -> str
 
 
 def as_json(message: Message, *, indent: bool = True) -> str:
-    """Returns the message as JSON in the gateway's form: proto field names, 64-bit ids as strings, zero values
-    included."""
+    """Returns the message as JSON in the form that the gateway uses: proto field names, 64-bit integers as strings,
+    zero values included."""
     plain = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

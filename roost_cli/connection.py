@@ -17,9 +17,10 @@ from services.platform.config import runtime_dir
 
 Metadata = tuple[tuple[str, str], ...]
 
-# Time limit for opening a connection; on the same machine it takes milliseconds.
+# Maximum number of seconds for opening the connections. On the same machine it takes milliseconds.
 CONNECT_S = 5.0
-# One message of a scan holds 1,000 tweets, each with up to 4,096 bytes of text plus its entities.
+# Maximum size in bytes of a received message. The largest ones are the messages of a scan: 1,000 tweets, each with up
+# to 4,096 bytes of text plus its entities.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _LOCAL = frozenset({"localhost", "127.0.0.1", "0.0.0.0", "::1", "::", ""})  # noqa: S104 (compared, never bound)
@@ -28,13 +29,13 @@ _START = "start one with `scripts/up` or `roost up`"
 
 @dataclass(frozen=True, slots=True)
 class MeshTarget:
-    """The gRPC address of a mesh, and the operator token if a run file or the settings contain it."""
+    """The gRPC address of a mesh, and its operator token, "" if neither a run file nor the settings contain one."""
 
     address: str
     operator_token: str = field(default="", repr=False)
 
     def operator(self) -> Metadata:
-        """Returns the operator credentials as call metadata. Raises CommandError if there is no token."""
+        """Returns the operator token as call metadata. Raises CommandError if there is none."""
         if not self.operator_token:
             raise CommandError(
                 f"no operator credentials for {self.address}: no run file of it in {runtime_dir()}. "
@@ -50,12 +51,13 @@ def bearer(token: str) -> Metadata:
 
 
 def find(address: str | None, directory: Path | None = None) -> MeshTarget:
-    """Returns the mesh to call: the one at `address` if it is given, else the one at ROOST_GRPC_ADDRESS if that is set, else the
-    mesh that runs on this machine.
+    """Returns the mesh to call: the one at `address`, or at ROOST_GRPC_ADDRESS if `address` is None, or the mesh that
+    runs on this machine if that is not set either.
 
-    If several run here, the one on the data directory of the settings is used, or else the one of this checkout. The
-    operator token comes from the run file of that mesh, or else from the settings. Raises CommandError if no mesh is
-    found or the choice is ambiguous. `directory` holds the run files; by default it is the user's runtime directory.
+    If several meshes run on this machine, chooses the one whose data directory is that of the settings, or if there is
+    none, the one that runs the code of this checkout. The operator token is read from the run file of the chosen mesh,
+    or if it has no run file, from the settings. `directory` contains the run files; None is the user's runtime
+    directory. Raises CommandError if no mesh is found, or if several are equally suitable.
     """
     runs = runfile.running(directory)
     settings = settings_with({})
@@ -83,16 +85,19 @@ def find(address: str | None, directory: Path | None = None) -> MeshTarget:
 
 
 def with_data_in(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:
-    """Returns the meshes whose data directory is `data_dir` or is inside it (processes of `up --processes` use
-    subdirectories)."""
+    """Returns the meshes whose data directory is `data_dir` or a directory in it. The processes of `up --processes` use
+    subdirectories of `data_dir`."""
     folder = data_dir.resolve()
     return [run for run in runs if run.data and folder in (Path(run.data), *Path(run.data).parents)]
 
 
 @asynccontextmanager
 async def connect(target: MeshTarget, count: int = 1) -> AsyncIterator[Sequence[grpc.aio.Channel]]:
-    """Yields `count` channels to the mesh, each over its own TCP connection. Raises CommandError if connecting takes
-    longer than CONNECT_S."""
+    """Opens `count` channels to the mesh, each with its own TCP connection, yields them, and closes them at the end of
+    the block.
+
+    Raises CommandError if the connections are not established within CONNECT_S seconds.
+    """
     options = (
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         # Without this option gRPC shares one connection among all channels of a process.
@@ -121,5 +126,5 @@ def _parse_address(address: str) -> tuple[str, int]:
 
 
 def _same_server(one: tuple[str, int], other: tuple[str, int]) -> bool:
-    """Returns whether two (host, port) pairs name the same server; all names of the local machine are equal."""
+    """Returns whether two (host, port) pairs name the same server. All names of the local machine count as equal."""
     return one[1] == other[1] and (one[0] == other[0] or (one[0] in _LOCAL and other[0] in _LOCAL))

@@ -1,4 +1,4 @@
-"""`roost doctor`: checks that Roost can run on this machine and that running meshes answer."""
+"""`roost doctor`: checks that Roost can run on this machine, and that the meshes that run on it respond."""
 
 from __future__ import annotations
 
@@ -30,22 +30,26 @@ from services.platform.ids.snowflake import EPOCH_MS
 GOOD, NOTE, BAD = "ok", "note", "fault"
 
 MIN_PYTHON = (3, 11)
-# The lowest usable version of SQLite: the stores use `RETURNING` and STRICT tables.
+# The lowest usable version of SQLite, because the stores use `RETURNING` and STRICT tables.
 MIN_SQLITE = (3, 37)
-# A million tweets with their indices take about 1 GB; with less free space a load may fill the disk.
+# Free disk space in bytes below which the result is a note. A million tweets with their indices take about 1 GB.
 LOW_DISK_BYTES = 2 * 1024**3
-# Bytes of free space below which even the start may fail.
+# Free disk space in bytes below which the result is a fault, because the mesh may not even start.
 NO_DISK_BYTES = 100 * 1024**2
-# Tolerance between file times and the clock. If a file is newer than that, the clock was set back and ids could repeat.
+# Maximum number of seconds by which a file in the data directory may be newer than the clock. If a file is newer still,
+# the clock was set back, and new ids could repeat old ones.
 CLOCK_SLACK_S = 60.0
-# Every connection and store uses file descriptors; the usual limit of 1,024 is enough for a small mesh.
+# Minimum limit of open file descriptors. Every connection and every store uses some; 1,024, the usual limit, is enough
+# for a small mesh.
 MIN_DESCRIPTORS = 1_024
+# Maximum number of seconds for the response to each gRPC health check.
 HEALTH_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check: its subject, its state (GOOD, NOTE or BAD), and a sentence that says what to do."""
+    """The result of one check: what was checked, the state (GOOD, NOTE or BAD), and words that say what was found and
+    what to do."""
 
     what: str
     state: str
@@ -53,7 +57,7 @@ class Check:
 
 
 def doctor(
-    # `readable=False`, because click would refuse a folder that is not readable, before any check.
+    # With `readable=True`, the default, click would reject an unreadable directory before any check runs.
     data: Annotated[
         Path | None, typer.Option("--data", readable=False, help="The data directory [`data` in the checkout].")
     ] = None,
@@ -96,8 +100,8 @@ def python(version: tuple[int, ...]) -> Check:
 
 
 def packages() -> Iterator[Check]:
-    """Checks that every declared dependency is installed. It does not compare versions: pip did when it installed
-    them."""
+    """Checks that every declared dependency is installed. Does not compare versions, because pip compared them at the
+    installation."""
     missing = []
     try:
         declared = metadata.requires("roost") or []
@@ -126,7 +130,7 @@ def stubs() -> Check:
 
         count = len(contract.methods())
     except Exception as error:
-        # Catches every exception, because running the generator again repairs all of them.
+        # Broken stubs can raise any exception, and running the generator again repairs them all.
         return Check("generated stubs", BAD, f"do not load ({error}); run `python scripts/generate.py`")
     return Check("generated stubs", GOOD, f"{count} methods")
 
@@ -140,7 +144,7 @@ def sqlite(version: tuple[int, ...]) -> Check:
 
 
 def descriptors() -> Check:
-    """Checks the limit of open file descriptors."""
+    """Checks that this process may open at least MIN_DESCRIPTORS file descriptors."""
     try:
         import resource
     except ImportError:
@@ -152,8 +156,8 @@ def descriptors() -> Check:
 
 
 def data_directory(data_dir: Path, now: float) -> list[Check]:
-    """Checks the data directory, the free space of its disk, and that the clock (`now`, Unix seconds) is not before its
-    last write."""
+    """Checks that the data directory is writable, that its disk has free space, and that the clock is right. `now` is
+    the clock's time in Unix seconds."""
     try:
         return [
             writable(data_dir),
@@ -166,7 +170,8 @@ def data_directory(data_dir: Path, now: float) -> list[Check]:
 
 
 def writable(data_dir: Path) -> Check:
-    """Checks that the data directory is writable, or can be created."""
+    """Checks that files can be written in the data directory, or if it does not exist, in its nearest existing parent
+    directory."""
     try:
         with tempfile.TemporaryFile(dir=_existing(data_dir)) as probe:
             probe.write(b"roost")
@@ -179,7 +184,7 @@ def writable(data_dir: Path) -> Check:
 
 
 def disk(free: int) -> Check:
-    """Checks the free disk space, in bytes."""
+    """Checks that the free disk space, `free` bytes, is large enough."""
     words = f"{free / 1024**3:.1f} GiB free"
     if free < NO_DISK_BYTES:
         return Check("disk", BAD, f"{words}: not enough to start")
@@ -189,8 +194,8 @@ def disk(free: int) -> Check:
 
 
 def clock(now: float, newest: float) -> Check:
-    """Checks that the clock (`now`, Unix seconds) is after the id epoch and not before `newest`, the last write to
-    the data directory."""
+    """Checks the clock, whose time is `now`: it must be after EPOCH_MS, the time at which ids begin, and not before
+    `newest`, the last write to the data directory. Both times are in Unix seconds."""
     if now * 1000 < EPOCH_MS:
         return Check("clock", BAD, f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}; set it, ids need the time")
     if newest > now + CLOCK_SLACK_S:
@@ -199,13 +204,13 @@ def clock(now: float, newest: float) -> Check:
 
 
 def port(what: str, address: str) -> Check:
-    """Checks that nothing listens on an address."""
+    """Checks that a server can listen on an address. `what` names the check; `address` is HOST:PORT."""
     host, _, number = address.rpartition(":")
     if not number.isdigit():
         return Check(what, BAD, f"{address!r} is not an address: write HOST:PORT, such as 127.0.0.1:8080")
     backend = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(backend) as probe:
-        # The servers set SO_REUSEADDR too, so an address with connections in TIME_WAIT counts as free.
+        # Roost's servers set SO_REUSEADDR too, so they can listen on an address whose old connections are in TIME_WAIT.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host.strip("[]"), int(number)))
@@ -215,8 +220,11 @@ def port(what: str, address: str) -> Check:
 
 
 def servers(silent: Sequence[str], needed: bool) -> Check:
-    """Checks that the servers of the cluster backend answer at the configured addresses. `silent` names the servers
-    that do not answer; if `needed` is false, the result is then a note instead of a failure."""
+    """Checks that the servers of the cluster backend respond at the configured addresses. `silent` names those that do
+    not.
+
+    If there are any, the result is BAD if `needed` is true (the settings select the cluster backend), otherwise NOTE.
+    """
     if not silent:
         return Check("servers", GOOD, "Cassandra, Redis, Kafka and OpenSearch answer")
     words = f"no answer from {', '.join(silent)}; `scripts/backends up` starts them here"
@@ -226,8 +234,11 @@ def servers(silent: Sequence[str], needed: bool) -> Check:
 
 
 def backends(containers: bool, missing_programs: Sequence[str]) -> Iterator[Check]:
-    """Checks that `scripts/backends` can run the servers of the cluster backend here: as containers, or as processes if
-    no program is in `missing_programs`."""
+    """Checks that `scripts/backends` can run the servers of the cluster backend on this machine.
+
+    It can run them as containers if `containers` is true, otherwise as processes. `missing_programs` has a sentence for
+    each program that is needed for that and is not installed.
+    """
     if containers:
         yield Check("scripts/backends", GOOD, "Docker runs the servers of the cluster backend")
     elif not missing_programs:
@@ -240,8 +251,8 @@ def backends(containers: bool, missing_programs: Sequence[str]) -> Iterator[Chec
 
 
 async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list[Check]:
-    """Returns checks of the meshes that run here (or of the mesh at the address `asked`), and checks that the addresses
-    that a new mesh would use are free."""
+    """Checks the mesh at the address `asked`. If `asked` is None, checks the meshes that run on this machine, and that
+    the addresses that a new mesh would use are free."""
     if asked is not None:
         return await health(asked) or [Check("mesh", BAD, f"none answers at {asked}")]
     runs = runfile.running()
@@ -253,7 +264,7 @@ async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list
             "no longer a mesh"
         )
         checks += answer or [Check("mesh", BAD, words)]
-    # A mesh of another user has no run file in this directory but may still answer.
+    # A mesh of another user has no run file in this user's directory, but it may respond at the address.
     if all(run.grpc != grpc_address for run in runs):
         others = await health(grpc_address)
         if others:
@@ -265,14 +276,14 @@ async def _mesh(asked: str | None, grpc_address: str, http_address: str) -> list
 
 
 async def health(address: str) -> list[Check]:
-    """Returns one check per service of the mesh at `address`, from gRPC health checks; empty if nothing answers
-    within HEALTH_TIMEOUT_S."""
+    """Checks each service of the mesh at `address` by gRPC's health protocol. Returns an empty list if no mesh responds
+    within HEALTH_TIMEOUT_S seconds."""
     from services.platform.rpc import contract
 
     names = sorted({method.service for method in contract.methods().values()})
     states: dict[str, str] = {}
     async with grpc_lib.aio.insecure_channel(address) as channel:
-        # The type stubs of the package lack the methods of the stub.
+        # The type annotations of this package do not declare the methods of HealthStub.
         stub: Any = health_pb2_grpc.HealthStub(channel)
         for name in names:
             try:
@@ -300,7 +311,7 @@ def _name(requirement: str) -> str:
 
 
 def _existing(path: Path) -> Path:
-    """Returns the path itself if it exists, or else its nearest existing parent directory."""
+    """Returns the path if it is a directory, otherwise its nearest existing parent directory."""
     path = path.absolute()
     while not path.is_dir() and path != path.parent:
         path = path.parent
@@ -308,7 +319,7 @@ def _existing(path: Path) -> Path:
 
 
 def _newest(data_dir: Path) -> float:
-    """Returns the latest modification time in the data directory in Unix seconds; 0 if it holds no file."""
+    """Returns the latest modification time of the files in the data directory, in Unix seconds; 0 if there are none."""
     if not data_dir.is_dir():
         return 0.0
     return max((path.stat().st_mtime for path in data_dir.iterdir()), default=0.0)

@@ -1,8 +1,8 @@
-"""`roost events`: shows and replays the event log of a mesh and retries dead letters, for the operator.
+"""`roost events`: shows and replays the event log of a mesh, and appends dead letters to it again. For the operator.
 
-With the cluster backend the log is in Kafka and every subcommand works while the mesh runs. An embedded log belongs to
-the process that runs the mesh: `tail` and a replay of fan-out work meanwhile, everything else needs the mesh to be
-stopped.
+With the cluster backend the log is in Kafka, and every subcommand works while the mesh runs. An embedded log can be
+opened by one process only. While a mesh runs on it, only `tail` and the replay of fan-out work; the other subcommands
+need the mesh to be stopped.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from services.platform.sqlite.event_log import EmbeddedLog
 T = TypeVar("T")
 Batch = Sequence[ConsumedEvent]
 
-# Without --since, `tail` begins this many seconds ago.
+# Without --since and --follow, `tail` prints the events of this many seconds before now.
 TAIL_S = 600
-# Pause between two polls of an embedded log with --follow.
+# Seconds between two polls of the log by `tail`.
 LOOK_EVERY_S = 0.5
-# Seconds that the mesh may take to move a consumer group's offset.
+# Timeout in seconds of the call that moves the offset of a consumer group in a running mesh.
 REPLAY_WITHIN_S = 10.0
 FANOUT = "fanout"
 
@@ -152,8 +152,12 @@ def redrive(
 
 
 def moment_ms(text: str, now_s: float) -> int:
-    """Returns the time that `text` names, in Unix milliseconds: `30m` (before `now_s`) or an ISO time. Raises
-    CommandError if it is neither, is in the future, or is older than the log's retention."""
+    """Returns the time that `text` names, in Unix milliseconds. `text` is a duration before `now_s` (Unix seconds),
+    such as `30m`, or an ISO 8601 time.
+
+    Raises CommandError if `text` has neither form, or if the time is in the future or older than the log keeps events
+    (RETENTION_S).
+    """
     match = re.fullmatch(r"(\d{1,7})([smhd])", text)
     if match:
         found = now_s - int(match[1]) * _UNITS[match[2]]
@@ -173,7 +177,7 @@ def moment_ms(text: str, now_s: float) -> int:
 
 
 def line_of(event: ConsumedEvent) -> str:
-    """Returns the event as one line for `tail`. Events contain ids only, so no user's text is printed."""
+    """Returns the event as one line for `tail`. The line contains ids but no text of a user."""
     return f"{_shown(event.appended_ms)} {event.topic} key={event.key} id={event.event_id} offset={event.offset}"
 
 
@@ -187,7 +191,7 @@ def _settings(cluster: bool, data: Path | None) -> Settings:
             "--data names an embedded log and --cluster the log in Kafka: give only one of these options"
         )
     settings = settings_with({"backend": "cluster" if cluster else None, "data_dir": data})
-    # Logs of the drivers go to stderr, so that stdout holds events only.
+    # The logs of the database drivers are written to stderr, so that stdout contains only events.
     logs.configure(settings, "events")
     return settings
 
@@ -217,8 +221,10 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _with_log(settings: Settings, work: Callable[[EventLog], Awaitable[T]]) -> T:
-    """Opens the log of the configured backend, awaits `work` with it, and closes it. An embedded log must not be
-    open elsewhere."""
+    """Opens the event log of the configured backend, returns the result of `work` with the log, and closes the log.
+
+    Raises CommandError if Kafka cannot be reached, or if another process has opened the embedded log.
+    """
     log = await (_open_kafka(settings) if settings.backend == "cluster" else _open_embedded(settings))
     try:
         return await work(log)
@@ -227,7 +233,7 @@ async def _with_log(settings: Settings, work: Callable[[EventLog], Awaitable[T]]
 
 
 async def _open_kafka(settings: Settings) -> EventLog:
-    # Imported here: with the embedded backend the Kafka driver is not needed.
+    # Imported in the function, because the embedded backend does not need the Kafka driver.
     from services.platform.kafka.event_log import KafkaLog
 
     try:
@@ -235,8 +241,8 @@ async def _open_kafka(settings: Settings) -> EventLog:
     except errors.RoostError as error:
         if error.code is not grpc_lib.StatusCode.UNAVAILABLE:
             raise
-        # The error's message names no address, because services send it to clients. Adds the address for the operator
-        # who runs this command.
+        # The message of the error contains no address, because services send such messages to clients. The operator who
+        # runs this command needs the address.
         text = (
             f"Kafka cannot be reached at {settings.kafka_bootstrap_servers}: check that it runs there, or set "
             "ROOST_KAFKA_BOOTSTRAP_SERVERS"
@@ -266,7 +272,8 @@ def _file_of(settings: Settings) -> Path:
 
 async def _tail_kafka(settings: Settings, topics: Sequence[str], since_ms: int, follow: bool) -> AsyncIterator[Batch]:
     log = await _open_kafka(settings)
-    # The queue holds one batch: if the terminal is slow, this consumer waits and the mesh is not affected.
+    # The queue holds one batch. If the terminal is slow, the consumer of this command waits; the mesh's consumers do
+    # not.
     batches: asyncio.Queue[Batch] = asyncio.Queue(1)
     consumer = log.consumer("tail", topics, batches.put, DEFAULT_BATCH, broadcast=True)
     try:
@@ -345,8 +352,11 @@ async def _replay_embedded(settings: Settings, group: str, time_ms: int, grpc: s
 
 
 def _mesh_on(data_dir: Path, grpc: str | None) -> target.MeshTarget:
-    """Returns the mesh at the address `grpc`; if that is None, the mesh whose data is in `data_dir`. Raises
-    CommandError if there is no such mesh or more than one."""
+    """Returns the mesh at the address `grpc`, or if `grpc` is None, the mesh on this machine whose data is in
+    `data_dir`.
+
+    Raises CommandError if no mesh uses `data_dir`, or more than one.
+    """
     if grpc is None:
         found = target.with_data_in(runfile.running(), data_dir)
         if len(found) != 1:
@@ -368,7 +378,8 @@ async def _replay_running(mesh: target.MeshTarget, time_ms: int) -> int:
 
 
 async def _ignore_batch(_: Batch) -> None:
-    """Ignores a batch: this consumer only moves its group's offset and never runs."""
+    """Does nothing. The consumer of a replay needs a handler, but it only moves the offset of its group and receives no
+    batches."""
 
 
 def _no_group(group: str, known: Sequence[str]) -> CommandError:

@@ -1,4 +1,4 @@
-"""The `roost` command: parses arguments, imports the module of the subcommand, and turns errors into exit codes."""
+"""The `roost` command: parses the arguments, runs the subcommand, and turns errors into exit codes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class _Command:
     summary: str
 
 
-# The module of each subcommand. Only the module of the chosen subcommand is imported, so that the start is fast and a
-# broken module breaks no other subcommand.
+# The subcommands by name. Only the module of the requested subcommand is imported, so that the command starts fast, and
+# a module that cannot be imported disables only its own subcommand.
 COMMANDS = {
     "up": _Command("roost_cli.up", "up", "Run every service, in one process or each in its own."),
     "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, or the gateway."),
@@ -46,7 +46,7 @@ COMMANDS = {
 
 
 class _LazyGroup(TyperGroup):
-    """A typer group that imports the module of a subcommand when the subcommand is used."""
+    """A typer group that imports the module of a subcommand at its first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -101,7 +101,7 @@ def roost(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code. Errors are printed as one message on stderr."""
+    """Runs the command with the given arguments and returns its exit code. Prints an error as one message on stderr."""
     try:
         get_command(app).main(args=list(arguments), prog_name="roost")
     except SystemExit as ended:
@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
         typer.echo(f"roost: {stop.message}", err=True)
         return stop.code
     except errors.RoostError as stop:
-        # Commands that open a store or server in this process, such as `migrate`, raise RoostError; its message is a
+        # Commands that open a store or a server in this process, such as `migrate`, raise RoostError. Its message is a
         # sentence for people.
         typer.echo(f"roost: {stop.message}", err=True)
         return UNUSABLE
@@ -129,5 +129,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Runs the command with the arguments of this process and exits with its exit code."""
     sys.exit(run(sys.argv[1:]))

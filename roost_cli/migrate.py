@@ -29,7 +29,7 @@ def migrate(
     try:
         asyncio.run(_migrate(settings_with({}), dry_run))
     except errors.RoostError as error:
-        # UNAVAILABLE: Cassandra could not be reached. Any other status: it refused a migration.
+        # UNAVAILABLE means that Cassandra cannot be reached. With any other status, it rejected a migration.
         raise CommandError(error.message, UNUSABLE if error.code == grpc.StatusCode.UNAVAILABLE else FAULTS) from error
 
 

@@ -1,4 +1,4 @@
-"""Command-line options and settings that several subcommands share."""
+"""Defines command-line options that several subcommands share, and combines options with the settings."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Ops = Annotated[
     ),
 ]
 
-# The name of the gateway as an argument of `roost serve` and `roost restart`, which also accept the names of services.
+# The name of the gateway in the arguments of `roost serve` and `roost restart`. All other names are those of services.
 GATEWAY = "gateway"
 
 
 def settings_with(options: Mapping[str, Any]) -> Settings:
-    """Returns the settings, overridden by the given options; an option that is None is ignored.
+    """Returns the settings. Each option overrides the setting with its name, unless it is None.
 
-    Raises CommandError with one sentence per invalid setting.
+    Raises CommandError with one sentence for each invalid setting.
     """
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
@@ -46,9 +46,11 @@ def settings_with(options: Mapping[str, Any]) -> Settings:
 
 
 def address_of(text: str, option: str) -> tuple[str, int]:
-    """Splits HOST:PORT into host and port; port 0 means any free port. Raises CommandError if the text is malformed.
+    """Returns the host and the port of the text HOST:PORT; port 0 means any free port. Raises CommandError if the text
+    is malformed.
 
-    The message names the option (`--http`, `--grpc` or `--ops`) and its setting, because the text comes from either.
+    `option` is `--http`, `--grpc` or `--ops`. The error names the option and the setting, because the text may come
+    from either.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
@@ -59,7 +61,7 @@ def address_of(text: str, option: str) -> tuple[str, int]:
 
 
 def _sentence(fault: ErrorDetails) -> str:
-    """Returns a sentence that says what the setting must be. It leaves the value out, because that may be a secret."""
+    """Returns a sentence that says what the setting must be. It does not contain the value, which may be a secret."""
     name = str(fault["loc"][0]) if fault["loc"] else "?"
     if fault["type"].startswith("bool"):
         words = "must be on or off"

@@ -1,4 +1,4 @@
-"""The start time of a process, which distinguishes it from a later process or thread with the same id."""
+"""Reads the start time of a process. It distinguishes the process from a later process or thread with the same id."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from pathlib import Path
 
 
 def birth(pid: int) -> str | None:
-    """Returns the start time of a process as the system reports it; None if it does not exist or is a zombie."""
+    """Returns an opaque text with the start time of a process; None if the process does not exist or is a zombie."""
     try:
-        # The command name is in parentheses and may contain any character.
+        # The second field is the command name in parentheses, which may contain any character. So the fields after it
+        # are counted from the last parenthesis.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         pass
     else:
-        # After SIGKILL the first thread is a zombie while the others still hold the ports and files.
+        # After SIGKILL, the first thread may be a zombie while other threads still keep ports and files open. Such a
+        # process has not ended.
         ended = fields[0] in "ZX" and int(fields[17]) <= 1
         return None if ended else f"{_boot()} {fields[19]}"
     if Path("/proc/self").exists():
@@ -24,7 +26,8 @@ def birth(pid: int) -> str | None:
 
 
 def _boot() -> str:
-    """Returns an id of the current boot, because start times count from the boot."""
+    """Returns the id of the current boot, "" if unknown. It is part of a start time, because Linux counts start times
+    from the boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

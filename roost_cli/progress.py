@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-# Without a terminal, progress is printed as one line of text each time. Such lines usually go to log files, so one
-# every few seconds is enough.
+# Minimum number of seconds between two lines of progress without a terminal. The lines usually go to log files, so that
+# few are enough.
 PLAIN_EVERY_S = 5.0
-# Ten updates per second. Updating rich at every call would cost more than the call's own work.
+# Minimum number of seconds between two updates of a bar. Updating it after every item would take longer than the items
+# themselves.
 BAR_EVERY_S = 0.1
 
 
@@ -24,7 +25,10 @@ Advance = Callable[[int], None]
 
 
 class Phase:
-    """One phase of a command: `done` of `total` items (0 if the total is unknown), its duration and rate."""
+    """One phase of a command: its finished items (`done`), all items (`total`, 0 if unknown), duration and rate.
+
+    `clock` returns seconds. `show` is called with the phase after it has advanced, at most every `every_s` seconds.
+    """
 
     def __init__(
         self, title: str, total: int, clock: Callable[[], float], show: Callable[[Phase], None], every_s: float
@@ -39,7 +43,7 @@ class Phase:
         self._ended: float | None = None
 
     def advance(self, count: int = 1) -> None:
-        """Adds `count` to the finished items."""
+        """Adds `count` to the number of finished items."""
         self.done += count
         now = self._clock()
         if now - self._shown >= self._every_s:
@@ -52,12 +56,12 @@ class Phase:
 
     @property
     def seconds(self) -> float:
-        """Returns the duration of the phase in seconds: until now, or until `end` was called."""
+        """Returns the duration of the phase in seconds: until `end` was called, or until now if it was not."""
         return (self._clock() if self._ended is None else self._ended) - self._began
 
     @property
     def rate(self) -> float:
-        """Returns finished items per second."""
+        """Returns the number of finished items per second; 0 if no time has passed."""
         return self.done / self.seconds if self.seconds > 0 else 0.0
 
     def summary(self) -> str:
@@ -66,10 +70,11 @@ class Phase:
 
 
 class Progress(Protocol):
-    """Shows phases, one after another."""
+    """Shows the progress of a command, one phase after another."""
 
     def phase(self, title: str, total: int) -> AbstractContextManager[Phase]:
-        """Shows a phase until the `with` block ends. `total` is the number of items, 0 if it is unknown."""
+        """Begins a phase, shows its progress during the `with` block, and ends the phase. `total` is the number of
+        items, 0 if unknown."""
 
     def say(self, text: str) -> None:
         """Prints one line."""

@@ -15,8 +15,8 @@ from services.platform.rpc import contract, errors
 
 T = TypeVar("T")
 
-# Status codes after which a call is retried. Every call that this module sends may be repeated: follows are idempotent,
-# tweets have idempotency keys, and all other calls are reads.
+# Status codes after which a call is retried. The callers of this module send only calls that can be repeated safely:
+# idempotent writes such as follows, tweets with idempotency keys, and reads.
 _TRANSIENT = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -24,20 +24,21 @@ _TRANSIENT = (
     # Servers that shut down cancel calls that they have not started.
     grpc.StatusCode.CANCELLED,
 )
-# Seconds between retries: they double from the first to the last value. A random part spreads the retries of callers
-# that failed together.
+# Seconds between two retries. The time doubles with each retry, from the first to the last value. A random part of it
+# spreads the retries of calls that failed at the same time.
 FIRST_PAUSE_S = 0.05
 LAST_PAUSE_S = 5.0
-# Seconds for which a call is retried. A restart takes seconds; a longer failure is a fault, or a rate limit that lasts
-# longer.
+# Seconds for which a call is retried. A restart of a service takes seconds. A longer failure has another cause, such as
+# a fault or a rate limit.
 RETRY_FOR_S = 60.0
 
 
 async def with_retries(call: Callable[[], Awaitable[T]], *, retry_for_s: float = RETRY_FOR_S) -> T:
-    """Returns the result of `call`, retried with exponential backoff on UNAVAILABLE, RESOURCE_EXHAUSTED,
+    """Returns the result of `call`. Retries it with exponential backoff on UNAVAILABLE, RESOURCE_EXHAUSTED,
     DEADLINE_EXCEEDED and CANCELLED.
 
-    Raises AioRpcError at once for any other status, and CommandError after `retry_for_s` seconds of retries.
+    Raises AioRpcError at once for any other status, and CommandError if the call still fails after `retry_for_s`
+    seconds.
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + retry_for_s
@@ -67,8 +68,10 @@ async def for_each(
     concurrency: int,
     done: Callable[[], object] | None = None,
 ) -> None:
-    """Awaits `work` for every item, at most `concurrency` at a time, and calls `done` after each. Raises the first
-    error and cancels the rest."""
+    """Awaits `work` for every item, for at most `concurrency` items at a time, and calls `done` after each item.
+
+    At the first error, cancels the calls in progress and raises the error.
+    """
     source = iter(items)
 
     async def worker() -> None:
@@ -93,5 +96,5 @@ def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def deadline_s(path: str) -> float:
-    """Returns the method's deadline from the proto, in seconds. `path` is `/package.Service/Method`."""
+    """Returns the deadline of a method in seconds, from its proto. `path` is `/package.Service/Method`."""
     return contract.methods()[path].policy.deadline_ms / 1000

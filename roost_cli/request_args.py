@@ -16,16 +16,18 @@ from roost_cli.exit_codes import CommandError
 from services.platform.rpc import contract
 
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-# What protobuf says if the value of an integer field is not one; some of it is the text of a Python exception.
+# Parts of the error messages of Protobuf's JSON parser for a value of an integer field that is not an integer. Some are
+# messages of Python.
 _NOT_WHOLE = ("invalid literal for int()", "Couldn't parse integer", "Couldn't parse non-integer")
 
 
 def parse(arguments: Sequence[str], request: type[Message], me: Callable[[], int] | None = None) -> Message:
-    """Returns the request built from arguments such as `text=hello`, `profile.bio=x`, `ids=[1,2]` or `ids=1 ids=2`.
+    """Returns the request message that the arguments describe, such as `text=hello`, `profile.bio=x`, `ids=[1,2]` or
+    `ids=1 ids=2`.
 
-    Enums are given by name, times in RFC 3339, bytes in base64; field aliases of the proto are accepted. `me` returns
-    the caller's id for fields that accept the word `me`. Raises CommandError, naming the argument, if a field is
-    unknown or a value is invalid.
+    Enums are written by name, times in RFC 3339, bytes in base64. A field may be named by its aliases in the proto.
+    `me` returns the user id that replaces the text `me` in an id; if it is None, that text is an error. Raises
+    CommandError, which names the argument, if a field is unknown or a value is invalid.
     """
     message = request()
     tree: dict[str, Any] = {}
@@ -42,7 +44,7 @@ def parse(arguments: Sequence[str], request: type[Message], me: Callable[[], int
 
 
 def _misfit(error: str, request: str) -> str:
-    """Returns a sentence for the error that protobuf raises if a value does not fit its field of the request."""
+    """Returns a sentence for the text of an error that Protobuf's JSON parser raised for the message type `request`."""
     if any(words in error for words in _NOT_WHOLE):
         return f"{'.'.join(re.findall('Failed to parse ([^ ]+) field', error))} must be a whole number"
     return f"the fields do not fit {request}: {error}"
@@ -85,7 +87,7 @@ def _value(field: FieldDescriptor, path: str, text: str, me: Callable[[], int] |
     if field.is_repeated and text[:1] in ("[", "{"):
         return _json(path, text)
     if field.message_type is not None:
-        # Timestamps and durations are strings in JSON; all other messages are objects.
+        # In Protobuf's JSON, timestamps and durations are strings, and all other messages are objects.
         return _json(path, text) if text[:1] in ("{", "[") else text
     if field.type == FieldDescriptor.TYPE_BOOL:
         if text.lower() not in _TRUTH:
@@ -103,8 +105,8 @@ def _value(field: FieldDescriptor, path: str, text: str, me: Callable[[], int] |
 
 
 def _enum(field: FieldDescriptor, path: str, text: str) -> str | int:
-    """Returns the enum value in JSON form. `text` is the full name of a value, the last part of its name (`latest`), or
-    its number."""
+    """Returns an enum value for Protobuf's JSON parser. `text` is the full name of the value, the last part of the name
+    (`latest`), or the number. Raises CommandError if no value or several match."""
     if text.isdigit():
         return int(text)
     assert field.enum_type is not None
@@ -119,7 +121,7 @@ def _json(path: str, text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        # Words in a list need no quotes: `tags=[one,two]`.
+        # The text is not JSON, but texts in a list may be written without quotes: `tags=[one,two]`.
         if text.startswith("[") and text.endswith("]"):
             return [word.strip() for word in text[1:-1].split(",") if word.strip()]
         raise CommandError(f"{path}: {error}") from None

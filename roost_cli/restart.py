@@ -20,7 +20,8 @@ def restart(
     A new process is ready before the old one drains, so no call fails. The gateway and the registry have fixed
     addresses, so their old process stops before the new one starts.
     """
-    # If the gateway cannot start, the mesh has no run file, although its gateway may be the process to restart.
+    # A mesh whose gateway failed to start has no run file. Its gateway must still be restartable, so the address of the
+    # settings is used.
     address = connection.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc_address
     seconds = asyncio.run(control.ask_restart(control.path_of(address), name))
     typer.echo(f"{name} restarted in {seconds:.1f} s")

@@ -1,7 +1,8 @@
-"""Run files. Commands on this machine read the addresses and the operator token of a running mesh from its run file.
+"""Reads and writes run files, from which commands on this machine learn the addresses and the operator token of a
+running mesh.
 
-`roost up` writes a run file for its gRPC address and removes it when it stops. The file holds the operator token, so it
-is created with mode 0600.
+`roost up` writes a run file at its start and removes it when it stops. The file name is derived from the gRPC address.
+The file contains the operator token, so only its owner can read it.
 """
 
 from __future__ import annotations
@@ -19,43 +20,49 @@ from services.platform.config import runtime_dir
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
-# Prefix of the line that `roost up` and `roost serve` print when they accept calls.
+# Begin of the line that `roost up` and `roost serve` print once they accept calls.
 READY = "roost is ready"
-# Root directory of the code that this process runs.
+# The root directory of the source code that this process runs.
 CHECKOUT = config.CHECKOUT
 
 
 @dataclass(frozen=True, slots=True)
 class RunFile:
-    """A running mesh: addresses as HOST:PORT (`http` is empty if it serves none), `started_at` in Unix seconds."""
+    """A running mesh. `grpc`, `http` and `ops` are addresses as HOST:PORT; `http` is "" if the mesh serves no HTTP.
+
+    `pid` is the process id of the gateway, and `started_at` the time of its start in Unix seconds.
+    """
 
     grpc: str
     http: str
     pid: int
     started_at: float
     operator_token: str = field(repr=False)
-    # Absolute paths of the data directory and of the running code; commands choose between several meshes by them.
+    # Absolute paths of the data directory and of the source code that runs. If several meshes run, commands choose one
+    # by these paths.
     data: str = ""
     checkout: str = ""
-    # Address of health checks and metrics; empty in files that older versions wrote.
+    # Address of the ops port; "" in files of older versions.
     ops: str = ""
-    # Start time of the process, set by `write`. It shows that the id was reused; empty in files that older versions wrote.
+    # The start time of the process, which `write` sets; "" in files of older versions. If it differs from that of the
+    # process with the id `pid`, the mesh has ended and its process id was reused.
     birth: str = field(default="", compare=False)
 
 
 def path_of(grpc: str, directory: Path | None = None) -> Path:
-    """Returns the path of the run file for a gRPC address."""
+    """Returns the path of the run file for a gRPC address. `directory` contains the run files; None is the user's
+    runtime directory."""
     return (directory or runtime_dir()) / (re.sub(r"[^A-Za-z0-9.-]", "_", grpc) + ".json")
 
 
 def write(run: RunFile, directory: Path | None = None) -> Path:
-    """Writes the file and replaces one left by an earlier mesh on the same address. Raises OSError if the directory
-    is not writable."""
+    """Writes the run file and returns its path. Replaces the file of an earlier mesh on the same address. Raises
+    OSError if the directory is not writable."""
     path = path_of(run.grpc, directory)
     path.parent.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
     path.parent.chmod(DIRECTORY_MODE)
-    # Written to a temporary file and renamed, so that readers never see half a file. O_EXCL: no other process can have
-    # it open.
+    # Written to a temporary file that is then renamed, so that no reader gets an incomplete file. O_EXCL makes sure
+    # that this process created the temporary file, with FILE_MODE.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
     with os.fdopen(descriptor, "w") as file:
@@ -65,7 +72,7 @@ def write(run: RunFile, directory: Path | None = None) -> Path:
 
 
 def remove(run: RunFile, directory: Path | None = None) -> None:
-    """Removes the file, unless another process has replaced it since."""
+    """Removes the run file, unless another process has replaced it with its own."""
     path = path_of(run.grpc, directory)
     found = _read(path)
     if found is not None and found.pid == run.pid:
@@ -73,7 +80,7 @@ def remove(run: RunFile, directory: Path | None = None) -> None:
 
 
 def running(directory: Path | None = None) -> list[RunFile]:
-    """Returns the running meshes, ordered by address. Removes files whose process has ended."""
+    """Returns the running meshes, ordered by gRPC address. Removes the run files of processes that have ended."""
     found = []
     for path in sorted((directory or runtime_dir()).glob("*.json")):
         run = _read(path)
@@ -87,8 +94,10 @@ def running(directory: Path | None = None) -> list[RunFile]:
 
 
 def _read(path: Path) -> RunFile | None:
-    """Returns the content of a run file; None if it is invalid or belongs to another user, because it could name that
-    user's mesh."""
+    """Returns the content of a run file; None if it cannot be read or is invalid.
+
+    Also returns None if the file belongs to another user, who could have written the address of a mesh of theirs.
+    """
     try:
         if path.stat().st_uid != os.getuid():
             return None
@@ -98,6 +107,7 @@ def _read(path: Path) -> RunFile | None:
 
 
 def _alive(run: RunFile) -> bool:
-    """Returns True if the process that wrote the file still runs. A later process or thread may have its id."""
+    """Returns whether the process that wrote the run file still runs. A later process or thread with the same id does
+    not count."""
     found = birth(run.pid)
     return found is not None and run.birth in ("", found)

@@ -1,4 +1,4 @@
-"""Scans of all users, for the operator."""
+"""Reads all users of a mesh, for the operator."""
 
 from __future__ import annotations
 

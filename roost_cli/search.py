@@ -16,10 +16,10 @@ from roost_cli.rate_control import deadline_s, with_retries
 
 REINDEX = "/roost.search.v1.SearchService/Reindex"
 GET_REINDEX = "/roost.search.v1.SearchService/GetReindex"
-# Seconds between two polls of a rebuild's progress, so that its end is noticed soon.
+# Seconds between two polls of the rebuild's progress.
 LOOK_EVERY_S = 0.5
-# Seconds without progress after which the command gives up. A failed build restarts within 30 s, so a longer pause
-# needs an operator.
+# Seconds without progress after which the command fails. The search service restarts a failed rebuild within 30 s, so
+# if nothing happens for longer, an operator must look into it.
 STUCK_S = 120.0
 
 
@@ -44,8 +44,8 @@ def search(
 async def reindex(
     mesh: connection.MeshTarget, shown: progress.Progress, *, wait: bool, stuck_s: float = STUCK_S
 ) -> None:
-    """Starts a rebuild; with `wait`, returns when the new index is in use. Raises CommandError after `stuck_s`
-    seconds without progress."""
+    """Starts a rebuild of the search index. If `wait` is true, waits until the new index is in use, and raises
+    CommandError after `stuck_s` seconds without progress."""
     operator = mesh.operator()
     async with connection.connect(mesh) as channels:
         stub = search_service_pb2_grpc.SearchServiceStub(channels[0])
@@ -77,8 +77,8 @@ async def reindex(
                             f"no document was added for {stuck_s:g} s: read the log of the search service", FAULTS
                         )
                     await asyncio.sleep(LOOK_EVERY_S)
-                    # A rebuild that was in progress may have read its data before this call, so another one is started
-                    # after it.
+                    # A rebuild that was already in progress at the call of this command may have read old data, so
+                    # another one is started after it.
                     started = started or now.building or await begin()
             shown.say(f"index {now.index} is in use")
         except grpc_lib.aio.AioRpcError as error:

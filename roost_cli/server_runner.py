@@ -1,4 +1,4 @@
-"""Runs services and the gateway in this process until SIGTERM or SIGINT: the common part of `roost up` and `roost serve`."""
+"""Runs services and the gateway in this process until SIGTERM or SIGINT, for `roost up` and `roost serve`."""
 
 from __future__ import annotations
 
@@ -33,20 +33,22 @@ from services.platform.service import ServiceFactory
 
 log = structlog.get_logger()
 
-# Thresholds of the cyclic garbage collector. Python's defaults (700, 10, 10) scan caches of a million objects every few
-# hundred requests: 15 % of a home read and pauses of 20 ms (measured).
+# Thresholds of the three generations of Python's garbage collector. With the defaults (700, 10, 10), it scans caches of
+# a million objects every few hundred requests, which takes 15 % of the CPU time of reading a home timeline and blocks
+# the process for 20 ms (measured).
 GC_THRESHOLDS = (50_000, 20, 100)
-# The most connections to the address for health and metrics; scrapers and orchestrators open one or two each.
+# Maximum number of connections to the ops port; at the bound, the longest idle one is evicted. Scrapers and
+# orchestrators open one or two each.
 MAX_OPS_CONNECTIONS = 64
 
 
 def serve_until_stopped(
     settings: Settings, factories: Mapping[str, ServiceFactory], *, gateway: bool, with_demo: bool
 ) -> None:
-    """Runs the services, and the gateway if `gateway`, until SIGTERM or SIGINT. Raises CommandError if they cannot
-    start.
+    """Runs services in this process until SIGTERM or SIGINT. Raises CommandError if one cannot start.
 
-    `factories` are the factories of the services by name. `with_demo` loads the demo at the first run.
+    `factories` are the factories of the services by name. If `gateway` is true, runs the gateway too. If `with_demo` is
+    true, loads the demo users and tweets at the first run.
     """
     logs.configure(settings, _log_name(factories, gateway))
     for name in ("http", "grpc", "ops"):
@@ -56,13 +58,14 @@ def serve_until_stopped(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(settings, factories, gateway=gateway, with_demo=with_demo))
     except errors.RoostError as error:
-        # Notes of an error name files. The operator who runs this command may read them, remote callers may not.
+        # The notes of an error contain details such as file names. They are for the operator who runs this command, not
+        # for remote callers.
         raise CommandError("; ".join(filter(None, (error.message, errors.notes_of(error)))), UNUSABLE) from error
 
 
 def _log_name(factories: Mapping[str, ServiceFactory], gateway: bool) -> str:
-    """Returns the name of the process in its logs: its services joined by commas, `gateway`, or `roost` for a whole
-    mesh."""
+    """Returns the name of this process in its logs: `roost` if it runs services and the gateway, `gateway` if it runs
+    only the gateway, otherwise the names of its services, separated by commas."""
     if gateway:
         return "roost" if factories else "gateway"
     return ",".join(factories)
@@ -74,15 +77,15 @@ async def _serve(
     stopping, skip_drain = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        # A second signal ends the drain at once, because an operator is waiting for the process to end.
+        # The first signal starts the drain, a second one ends it at once: an operator who sends a second signal does
+        # not want to wait.
         loop.add_signal_handler(number, lambda: (skip_drain if stopping.is_set() else stopping).set())
     async with AsyncExitStack() as stack:
         if settings.exit_with_parent:
             await _stop_at_end_of_stdin(stopping)
         running: list[Process] = []
         public: Connections | None = None
-        # The server for health and metrics is opened first and closed last, so that health checks work during start and
-        # drain.
+        # The ops port is opened first and closed last, so that probes are served during the start and the drain.
         ops = OpsApp(lambda: running[0].health() if running else Health(STARTING))
         ops_address = await _listen(
             stack, ops, settings.ops_address, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
@@ -98,15 +101,14 @@ async def _serve(
         grpc_address = f"{address_of(settings.grpc_address, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:
-            # The module is imported here and not at the top, so that a process without the gateway starts a third of a
-            # second sooner.
+            # Imported in the function, so that a process without the gateway starts 0.3 s sooner.
             from gateway_http.app import Gateway
 
             public = Connections.within_limits(process.proxies.trusts)
             app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
             http_address = await _listen(stack, app, settings.http_address, "--http", public)
         if gateway or not (settings.registry_address or settings.static_peers):
-            # Only a whole mesh or its gateway writes a run file; single services of a multi-process mesh do not.
+            # In a mesh of several processes only the gateway writes the run file.
             run = runfile.RunFile(
                 grpc_address,
                 http_address,
@@ -118,7 +120,8 @@ async def _serve(
                 ops=ops_address,
             )
             _write_run_file(stack, run)
-        # Objects created during start-up live until the end; freezing excludes them from later collections.
+        # The objects that exist after the start live as long as the process. `freeze` excludes them from garbage
+        # collection.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
@@ -132,15 +135,18 @@ async def _serve(
         _print("stopping …")
         if public is not None:
             public.drain()
-        # The HTTP server stays open during the drain: `readyz` reports the drain, and clients that have not noticed it
-        # yet are still served.
+        # The HTTP server is closed after the drain. During the drain, /readyz reports that the process is not ready,
+        # and clients that still send requests are served.
         await process.drain(skip_drain)
     _print("stopped")
 
 
 async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, connections: Connections) -> str:
-    """Serves the application over HTTP until the stack closes. Returns the address as HOST:PORT, with the actual
-    port if 0 was given."""
+    """Serves the ASGI application `app` over HTTP until `stack` closes. Returns the address as HOST:PORT, with the
+    chosen port if the port in `address` is 0.
+
+    `option` is the command-line option for the address, which errors name. `connections` bounds the connections.
+    """
     server = HttpServer(app, *address_of(address, option), connections=connections, option=option)
     await server.start()
     stack.push_async_callback(server.stop)
@@ -148,8 +154,8 @@ async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, co
 
 
 def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
-    """Writes the run file, and removes it when the stack closes. If the directory is read-only, it logs a warning:
-    commands then need --grpc and ROOST_OPERATOR_TOKEN."""
+    """Writes the run file, and removes it when `stack` closes. If it cannot be written, logs a warning: commands then
+    need --grpc and ROOST_OPERATOR_TOKEN."""
     try:
         runfile.write(run)
     except OSError as error:
@@ -163,8 +169,8 @@ def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
 
 
 async def _print_unreachable_peers(process: Process) -> None:
-    """Prints which services cannot be called: first those without an address, and after PATIENCE_S seconds those that
-    do not answer."""
+    """Prints which services in other processes cannot be called: those without a known address at once, those that have
+    not responded after some seconds then."""
     if process.unaddressed:
         whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
         _print(
@@ -177,8 +183,8 @@ async def _print_unreachable_peers(process: Process) -> None:
 
 
 async def _stop_at_end_of_stdin(stopping: asyncio.Event) -> None:
-    """Sets `stopping` when stdin reaches its end, which means that the parent process has ended, even if it was
-    killed."""
+    """Sets `stopping` at the end of stdin. Stdin is a pipe from the parent process, so it ends when the parent ends,
+    also if the parent was killed."""
 
     class End(asyncio.Protocol):
         def connection_lost(self, exc: Exception | None) -> None:
@@ -188,9 +194,12 @@ async def _stop_at_end_of_stdin(stopping: asyncio.Event) -> None:
 
 
 async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -> str | None:
-    """Loads the demo at the first run and returns its log-in as `username / password`. A stop interrupts it; the
-    next run continues."""
-    from roost_cli.load.demo import first_run  # imported here: its word lists are large
+    """Loads the demo users and tweets at the first run. Returns the log-in of a demo user as `username / password`.
+
+    Returns None at later runs, and if `stopping` is set before the demo is loaded; the next run then continues to load
+    it.
+    """
+    from roost_cli.load.demo import first_run  # imported in the function, because its word lists are large
 
     loading = asyncio.ensure_future(first_run.load_once(process.channel, settings.data_dir))
     stopped = asyncio.ensure_future(stopping.wait())

@@ -37,8 +37,8 @@ def token(
 
 
 def ttl_seconds(text: str) -> int:
-    """Returns a duration such as `90s`, `30m` or `1h` in seconds. Raises CommandError unless it is between a second
-    and a day."""
+    """Returns the seconds of a duration such as `90s`, `30m` or `1h`. Raises CommandError if it is malformed, zero or
+    longer than a day."""
     match = re.fullmatch(r"(\d{1,6})([smhd]?)", text)
     seconds = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 1 <= seconds <= MAX_TTL_S:

@@ -1,4 +1,4 @@
-"""Access tokens of many users: minted with the operator's credentials and renewed before they expire."""
+"""Mints access tokens for many users with the operator token, and renews them before they expire."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from roost_cli.rate_control import batches, deadline_s, with_retries
 
 MINT_TOKENS = "/roost.identity.v1.AuthService/MintTokens"
 
-# The most users in one MintTokens call.
+# Number of users for whom one MintTokens call mints tokens: the maximum in the proto.
 MINT_BATCH = 1_000
+# Default and maximum lifetime of a token in seconds. The maximum is that of the proto.
 DEFAULT_TTL_S = 3600
 MAX_TTL_S = 86_400
 
 
 class TokenCache:
-    """Caches the call metadata of many users. Tokens are renewed after half their lifetime, so that none expires
-    during a call."""
+    """Caches the call metadata with the access tokens of many users. Renews all tokens after half their lifetime, so
+    that no token expires during a call.
+
+    `operator` is the call metadata with the operator token. `ttl_s` is the lifetime of the tokens in seconds. `clock`
+    returns seconds.
+    """
 
     def __init__(
         self,
@@ -40,7 +45,7 @@ class TokenCache:
         self._renewing = asyncio.Lock()
 
     async def admit(self, user_ids: Iterable[int]) -> None:
-        """Mints tokens for these users. Users that are unknown or not active get none."""
+        """Mints and caches tokens for the users. Skips users who are unknown, suspended or deactivated."""
         self._renew_at = min(self._renew_at, self._clock() + self._ttl_s / 2)
         for ids in batches(user_ids, MINT_BATCH):
             for user_id, token in (await mint(self._stub, self._operator, ids, self._ttl_s)).items():
@@ -50,7 +55,8 @@ class TokenCache:
         return user_id in self._metadata
 
     async def act_as(self, user_id: int) -> Metadata:
-        """Returns the call metadata of a user. Raises KeyError if the user has no token."""
+        """Returns the call metadata with the user's token. Raises KeyError if `admit` has minted no token for the
+        user."""
         if self._clock() >= self._renew_at:
             async with self._renewing:
                 if self._clock() >= self._renew_at:
@@ -62,8 +68,11 @@ class TokenCache:
 async def mint(
     stub: auth_service_pb2_grpc.AuthServiceStub, operator: Metadata, user_ids: Iterable[int], ttl_s: int
 ) -> dict[int, str]:
-    """Returns access tokens by user id for at most MINT_BATCH users, valid for `ttl_s` seconds (1 to MAX_TTL_S).
-    Users that are unknown or not active are left out."""
+    """Mints access tokens for at most MINT_BATCH users and returns them by user id. They are valid for `ttl_s` seconds
+    (1 to MAX_TTL_S).
+
+    Leaves out users who are unknown, suspended or deactivated.
+    """
     request = auth_service_pb2.MintTokensRequest(user_ids=user_ids, ttl_seconds=ttl_s)
     answer = await with_retries(lambda: stub.MintTokens(request, metadata=operator, timeout=deadline_s(MINT_TOKENS)))
     return {token.user_id: token.access_token for token in answer.tokens}

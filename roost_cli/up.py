@@ -1,4 +1,4 @@
-"""`roost up`: runs every service and the gateway, in this process or in one process each."""
+"""`roost up`: runs every service and the gateway, in this process or each in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resolves users named on a command line, by username or id, and mints access tokens for them."""
+"""Finds the id of a user whom a command line names by username or id, and mints access tokens for users."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from roost_cli.rate_control import deadline_s
 from roost_cli.tokens import mint
 
 GET_BY_USERNAME = "/roost.identity.v1.UserService/GetUserByUsername"
-# Lifetime of the token of one command; longer than the deadline of the longest stream.
+# Lifetime in seconds of the access token that a command uses. It is longer than the deadline of the longest stream.
 TOKEN_TTL_S = 900
 
 
 async def id_of(channel: grpc.aio.Channel, user: str) -> int:
-    """Returns the id of the user named by username (with or without `@`) or by id. Raises CommandError if there is no
-    such username.
+    """Returns the id of the user that `user` names: an id if it consists of digits, otherwise a username with or
+    without `@`.
 
-    A name that consists of digits is an id.
+    Raises CommandError if the username is unknown. Does not check that an id exists.
     """
     if user.isascii() and user.isdigit():
         return int(user)
@@ -33,8 +33,8 @@ async def id_of(channel: grpc.aio.Channel, user: str) -> int:
 
 
 async def token_of(channel: grpc.aio.Channel, operator: Metadata, user_id: int, ttl_s: int = TOKEN_TTL_S) -> str:
-    """Mints an access token for one user, valid for `ttl_s` seconds. Raises CommandError if the user is unknown or
-    not active."""
+    """Mints an access token for one user, valid for `ttl_s` seconds. Raises CommandError if the user is unknown,
+    suspended or deactivated."""
     try:
         tokens = await mint(auth_service_pb2_grpc.AuthServiceStub(channel), operator, [user_id], ttl_s)
     except grpc.aio.AioRpcError as error:

@@ -15,16 +15,16 @@ from roost_cli.backends.layout import BackendError, Layout, locked
 from roost_cli.backends.local import Row
 from roost_cli.backends.server_specs import DEFAULT_SERVERS, SERVERS
 
-# The default time for a server to answer after its start, without downloads. Cassandra takes 15 s on an idle machine,
-# and more on a loaded one.
+# Default maximum number of seconds until a server responds, from its start, downloads excluded. Cassandra needs 15 s on
+# an idle machine, and more on a loaded one.
 WAIT_S = 180.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns the exit status.
+    """Runs the command with the arguments `argv` (None: those of this process) and returns the exit status.
 
-    It is 0 on success; 1 if a command fails, or if `status` finds a server that is not up; 2 if a server's name is
-    unknown; 130 after SIGINT.
+    The exit status is 0 on success; 1 if the command fails, or if `status` finds a server that is not up; 2 if the name
+    of a server is unknown; 130 after SIGINT.
     """
     asked = parser().parse_intermixed_args(argv)
     unknown = sorted(set(asked.names) - set(SERVERS))
@@ -99,7 +99,7 @@ def _act(asked: argparse.Namespace, layout: Layout, names: Sequence[str]) -> lis
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Formats the rows as text in aligned columns."""
+    """Returns the rows as a text table with a header and aligned columns."""
     cells = [("name", "state", "address", "pid", "ready in", "log")]
     for row in rows:
         took = "" if row.ready_in is None else f"{row.ready_in:.1f} s"

@@ -9,9 +9,10 @@ from services.platform.config import Settings
 
 
 def missing(settings: Settings) -> list[str]:
-    """Returns `<name> at <host>:<port>` for each server of the cluster backend that does not answer within 2 s.
+    """Returns the text `<name> at <host>:<port>` for each server of the cluster backend that does not respond within 2
+    s.
 
-    If the settings list several Cassandra or Kafka nodes, only the first one is checked.
+    If the settings list several Cassandra or Kafka nodes, only the first node is checked.
     """
     redis, opensearch = urlsplit(settings.redis_url), urlsplit(settings.opensearch_urls)
     return unreachable(

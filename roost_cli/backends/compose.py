@@ -1,4 +1,4 @@
-"""Runs the servers as Docker containers."""
+"""Runs the servers of the cluster backend as Docker containers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from roost_cli.backends.local import Row
 from roost_cli.backends.server_specs import SERVERS
 
 FILE = Path(__file__).resolve().parents[2] / "scripts" / "compose.yaml"
-# A Docker engine that does not answer within this time is treated as missing.
+# Maximum number of seconds for a response of the Docker engine. A slower engine is treated as missing.
 INFO_WITHIN_S = 20
 POLL_S = 0.5
 
@@ -37,9 +37,9 @@ def works() -> bool:
 
 
 def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
-    """Starts the containers and waits until every server answers.
+    """Starts the containers of the named servers, waits until every server responds, and returns one row for each.
 
-    Raises BackendError if Compose fails, or if a server does not answer within `wait_s` seconds.
+    Raises BackendError if Compose fails, or if a server does not respond within `wait_s` seconds.
     """
     began = time.monotonic()
     took: dict[str, float] = {}
@@ -57,7 +57,8 @@ def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
 
 
 def down(layout: Layout, names: Sequence[str], *, wipe: bool) -> list[Row]:
-    """Stops and removes the containers; with `wipe`, also their volumes. Raises BackendError if Compose fails."""
+    """Stops and removes the containers of the named servers, and their volumes if `wipe` is true. Raises BackendError
+    if Compose fails."""
     _compose(layout, "rm", "--stop", "--force", *(["--volumes"] if wipe else []), *names)
     if wipe and set(names) == set(SERVERS):
         _compose(layout, "--profile", "s3", "down", "--volumes")
@@ -65,9 +66,10 @@ def down(layout: Layout, names: Sequence[str], *, wipe: bool) -> list[Row]:
 
 
 def status(layout: Layout, names: Sequence[str]) -> list[Row]:
-    """Returns one row for each server: `up` if it answers, else Compose's state of the container, else `down`."""
+    """Returns one row for each named server. Its state is `up` if the server responds, otherwise Compose's state of the
+    container, or `down` if there is no container."""
     done = _run(layout, "ps", "--all", "--format", "json")
-    # Depending on its version, Compose prints one object per line or one list.
+    # Some versions of Compose print one JSON object per line, others one JSON list.
     found = [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
     rows = found[0] if len(found) == 1 and isinstance(found[0], list) else found
     states = {row["Service"]: row["State"] for row in rows}

@@ -1,4 +1,4 @@
-"""Finds a suitable JDK and downloads the jars of a server from Maven Central."""
+"""Finds a suitable JDK, and downloads the jars of a server from Maven Central."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ JDK_DIRECTORIES = (
     ("/opt/homebrew/opt", "openjdk*/libexec/openjdk.jdk/Contents/Home"),
 )
 DEPENDENCIES_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1"
-# Maven is stopped after this time. The first download includes Maven's plugins and takes minutes on a slow connection.
+# Maximum number of seconds for Maven, after which it is killed. The first run also downloads Maven's plugins, which
+# takes minutes on a slow connection.
 COLLECT_WITHIN_S = 900
 SAY_EACH_S = 10
-# Test servers run for minutes on few cores. The optimizing compiler and the concurrent garbage collector take 40 % of
-# Cassandra's CPU time in its first five minutes, and a third of OpenSearch's in a run of the tests (measured), and save
-# less than that.
+# JVM options for servers that run only for minutes and on few cores, as in tests. They disable the optimizing compiler
+# and the concurrent garbage collector, which take 40 % of Cassandra's CPU time in its first five minutes and a third of
+# OpenSearch's during the tests (measured), and save less than they take.
 SHORT_LIVED = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 NO_MAVEN = "Maven is missing, which collects the servers' jars (on Debian: apt-get install maven)"
 
 
 def java(java_home: Path | None, least: int, most: int, *, for_others: bool = False) -> Path:
-    """Returns the `java` binary of the newest JDK whose version is within `least`..`most`.
+    """Returns the path of `java` of the newest JDK whose version is from `least` to `most`.
 
-    `java_home` is the directory of a JDK to consider first (the environment's JAVA_HOME), or None. With `for_others`,
-    considers only JDKs that all users can execute. Raises BackendError if there is no such JDK; its message tells the
-    user to install one or to set JAVA_HOME to a JDK.
+    Searches `java_home` (a JDK's directory, or None), JDK_DIRECTORIES and PATH. If `for_others` is true, ignores JDKs
+    that not all users can execute. Raises BackendError if no JDK fits; the message tells the user to install one or to
+    set JAVA_HOME.
     """
     fitting = {
         version: home
@@ -50,7 +51,8 @@ def java(java_home: Path | None, least: int, most: int, *, for_others: bool = Fa
 
 
 def candidates(java_home: Path | None) -> Iterator[Path]:
-    """Yields possible home directories of JDKs: `java_home`, those in JDK_DIRECTORIES, and the one on PATH."""
+    """Yields directories that may contain a JDK: `java_home`, those that JDK_DIRECTORIES matches, and that of `java` on
+    PATH."""
     if java_home is not None:
         yield java_home
     for folder, pattern in JDK_DIRECTORIES:
@@ -61,7 +63,7 @@ def candidates(java_home: Path | None) -> Iterator[Path]:
 
 
 def version_of(home: Path) -> int:
-    """Returns the feature version (17, 21, …) of the JDK; 0 if the path is not a JDK."""
+    """Returns the feature version (17, 21, …) of the JDK in the directory `home`; 0 if there is none."""
     if not os.access(home / "bin" / "java", os.X_OK):
         return 0
     try:
@@ -74,7 +76,7 @@ def version_of(home: Path) -> int:
 
 
 def open_to_others(path: Path) -> bool:
-    """Returns True if all users have execute permission on the path and all its parent directories."""
+    """Returns whether all users have execute permission on the path and on all its parent directories."""
     return all(folder.stat().st_mode & 0o001 for folder in (path.resolve(), *path.resolve().parents))
 
 

@@ -1,4 +1,4 @@
-"""Defines the directories and ports of a set of servers, progress output, and a lock between processes."""
+"""Defines the directories and ports of a set of servers, prints progress, and locks files between processes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class BackendError(Exception):
 class Layout:
     """The directories, ports and JDK of one set of servers.
 
-    `cache` holds downloads; `data` holds the servers' data, logs and process records. `shift` is added to every port,
-    so that several sets can run side by side. `java_home` is the JDK to try first, or None. With `durable`, Cassandra
-    syncs a write to disk before it acknowledges it, as in production; without it, a power failure can lose writes, but
-    the crash of a server cannot.
+    `cache` is the directory for downloads, `data` that for the servers' data, logs and process records. `shift` is
+    added to every port, so that several sets can run at the same time. `java_home` is the directory of a JDK, or None.
+    If `durable` is true, Cassandra syncs each write to disk before it acknowledges the write, as in production.
+    Otherwise a power failure can lose acknowledged writes; a crash of Cassandra cannot.
     """
 
     cache: Path
@@ -49,7 +49,8 @@ class Layout:
         return usual + self.shift
 
     def say(self, name: str, words: str) -> None:
-        """Prints a line of progress to stderr, with the seconds since the command began. Thread-safe."""
+        """Prints a line with the server's name and `words` to stderr, after the seconds since the command began.
+        Thread-safe."""
         with _speaking:
             sys.stderr.write(f"{time.monotonic() - self.began:5.1f} s  {name:<12} {words}\n")
             sys.stderr.flush()
@@ -60,7 +61,8 @@ _speaking = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """A server's command line and working directory, and the user (uid, gid) that runs it; None is the current user."""
+    """The command line and working directory of a server, and the user (uid, gid) that runs it. The user None is that
+    of this process."""
 
     argv: list[str]
     cwd: Path
@@ -69,9 +71,10 @@ class ServerCommand:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock on the file during the block; waits until other processes release it.
+    """Acquires an exclusive lock on the file `path` for the duration of the block. Waits while another process has the
+    lock.
 
-    The system releases the lock if the process ends.
+    The operating system releases the lock when the process ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:

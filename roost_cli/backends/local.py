@@ -1,5 +1,5 @@
-"""Runs the servers as local processes: starts them concurrently, waits until they answer, and stops them by process
-id."""
+"""Runs the servers of the cluster backend as local processes: starts them concurrently, waits until they respond, and
+stops them by process id."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from roost_cli.backends.opensearch import home_of
 from roost_cli.backends.server_specs import SERVERS
 
 POLL_S = 0.2
-# Seconds between two lines of progress while a server starts, because the servers themselves print nothing.
+# Seconds between two lines of progress while a server starts. The servers write their own output to log files.
 SAY_EACH_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The state of a server. `address` is host:port; `pid` is 0 if no process runs.
+    """The state of a server, as a row of the printed table. `address` is host:port. `pid` is 0 if no process runs.
 
-    `ready_in` is the time in seconds until the server answered, or None if this command did not start it.
+    `ready_in` is the number of seconds until the server responded, None if this command did not start the server.
     """
 
     name: str
@@ -37,9 +37,9 @@ class Row:
 
 
 def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
-    """Starts the servers that do not run, concurrently, and waits up to `wait_s` seconds for each to answer.
+    """Starts those of the named servers that do not run, all at the same time, and waits until they respond.
 
-    Raises a BackendError that contains the errors of all servers that failed.
+    Raises BackendError with the errors of all servers that failed, or did not respond within `wait_s` seconds.
     """
     for folder in (layout.data, layout.logs, layout.records, layout.cache):
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,8 @@ def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
 
 
 def down(layout: Layout, names: Sequence[str], *, wipe: bool, kill: bool = False) -> list[Row]:
-    """Stops the servers that run. With `wipe`, deletes their data; with `kill`, sends SIGKILL instead of SIGTERM."""
+    """Stops those of the named servers that run, with SIGTERM, or with SIGKILL if `kill` is true. Deletes their data if
+    `wipe` is true."""
     return _side_by_side(lambda name: _down(layout, name, wipe=wipe, kill=kill), names)
 
 
@@ -57,7 +58,7 @@ def status(layout: Layout, names: Iterable[str]) -> list[Row]:
 
 
 def answers(layout: Layout, name: str) -> bool:
-    """Returns True if the server answers a request of its protocol within 2 s."""
+    """Returns whether the server responds to a request of its own protocol within 2 s."""
     return not ready.unreachable({name: _address(layout, name)})
 
 
@@ -66,7 +67,8 @@ def _up(layout: Layout, name: str, wait_s: float) -> Row:
     record = processes.recorded(_record(layout, name))
     if record is None or not record.alive():
         if SERVERS[name].second_start_after_kill and _was_killed(layout, name):
-            # A file, so that the next `up` makes the second start if this one is interrupted before it.
+            # If this command is interrupted before the second start, the next `up` finds the file and makes the second
+            # start.
             _recovering(layout, name).touch()
         record, began = _start(layout, name)
     elif answers(layout, name) and not _recovering(layout, name).exists():
@@ -84,7 +86,8 @@ def _up(layout: Layout, name: str, wait_s: float) -> Row:
 
 
 def _start(layout: Layout, name: str) -> tuple[processes.Record, float]:
-    """Starts the process of a server; returns its record and the monotonic time in seconds of its start."""
+    """Starts the process of a server. Returns the process and the time of the start, in seconds of the monotonic
+    clock."""
     _ports_free(layout, name)
     launch = SERVERS[name].prepare(layout)
     began = time.monotonic()
@@ -97,7 +100,7 @@ def _start(layout: Layout, name: str) -> tuple[processes.Record, float]:
 
 
 def _was_killed(layout: Layout, name: str) -> bool:
-    """Returns whether the server has data and its last process was not stopped by `down`."""
+    """Returns whether the server has data of an earlier run that did not end with a clean stop by `down`."""
     return layout.of(name).exists() and not _clean_stop(layout, name).exists()
 
 
@@ -152,9 +155,10 @@ def _status(layout: Layout, name: str) -> Row:
 
 
 def _side_by_side(work: Callable[[str], Row], names: Sequence[str]) -> list[Row]:
-    """Calls `work` for each name, each call in a thread of its own, and returns the rows in the order of `names`.
+    """Calls `work` for each name, each call in a thread of its own, waits for all calls, and returns the rows in the
+    order of `names`.
 
-    Waits for all of them. If any failed, raises one BackendError with all their messages.
+    If calls raised BackendError, raises one BackendError with all their messages.
     """
     rows: list[Row] = []
     complaints: list[str] = []
@@ -182,10 +186,10 @@ def _record(layout: Layout, name: str) -> Path:
 
 
 def _clean_stop(layout: Layout, name: str) -> Path:
-    """Returns the file that exists while a server is down after a clean stop."""
+    """Returns the path of the file that exists from a clean stop of the server until its next start."""
     return layout.records / f"{name}.clean"
 
 
 def _recovering(layout: Layout, name: str) -> Path:
-    """Returns the file that exists while a server that was killed still needs its second start."""
+    """Returns the path of the file that exists while a server that was killed still needs its second start."""
     return layout.records / f"{name}.recovering"

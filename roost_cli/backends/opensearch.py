@@ -1,5 +1,5 @@
-"""Runs OpenSearch from its jars: creates the home directory that it expects and, if run as root, a system user for it,
-because OpenSearch refuses to run as root."""
+"""Prepares OpenSearch to run from its jars: creates its home directory, and if this process runs as root, a system user
+for it, because OpenSearch does not run as root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIB = (
     f"org.opensearch:opensearch-plugin-classloader:{VERSION}",
     "org.apache.logging.log4j:log4j-core:2.21.0",
 )
-# The modules that the OpenSearch distribution bundles, by name: Maven artifact and plugin class.
+# The modules of the OpenSearch distribution that the search service needs, by name: Maven artifact and plugin class.
 MODULES = {
     "transport-netty4": ("transport-netty4-client", "org.opensearch.transport.Netty4ModulePlugin"),
     "analysis-common": ("analysis-common", "org.opensearch.analysis.common.CommonAnalysisModulePlugin"),
@@ -28,10 +28,11 @@ MODULES = {
     "lang-painless": ("lang-painless", "org.opensearch.painless.PainlessModulePlugin"),
     "reindex": ("reindex-client", "org.opensearch.index.reindex.ReindexModulePlugin"),
 }
-# OpenSearch 3 needs Java 21; versions above 25 are untested.
+# The lowest and the highest usable Java version. OpenSearch 3 needs 21; versions above 25 are untested.
 JAVA = (21, 25)
 USER = "roost-opensearch"
-# The home directory if run as root, because the OpenSearch user cannot access root's home directory.
+# Parent of OpenSearch's home directory if this process runs as root, because the OpenSearch user cannot access root's
+# home directory.
 SHARED_CACHE = Path("/var/cache/roost/opensearch")
 
 SETTINGS = """\
@@ -73,9 +74,9 @@ has.native.controller=false
 
 
 def opensearch(layout: Layout) -> ServerCommand:
-    """Prepares a single OpenSearch node with the modules that the search service uses, and returns its command.
+    """Prepares a single OpenSearch node with the modules that the search service needs, and returns its command.
 
-    Raises BackendError if Java or Maven is missing or a download fails.
+    Raises BackendError if Java or Maven is missing, or if a download fails.
     """
     as_root = os.geteuid() == 0
     binary = java(layout.java_home, *JAVA, for_others=as_root)
@@ -110,9 +111,9 @@ def opensearch(layout: Layout) -> ServerCommand:
 
 
 def home_of(layout: Layout) -> Path:
-    """Returns OpenSearch's home directory, which lies below the layout's data directory.
+    """Returns the path of OpenSearch's home directory, which is in the layout's data directory.
 
-    If run as root and other users cannot access that directory, it lies below SHARED_CACHE.
+    If this process runs as root and other users cannot access the data directory, it is in SHARED_CACHE instead.
     """
     usual = layout.of("opensearch")
     if os.geteuid() != 0:
@@ -134,7 +135,7 @@ def _arrange(layout: Layout, home: Path, lib: Path, modules: dict[str, Path]) ->
         target = home / "modules" / name
         target.mkdir(parents=True)
         for jar in folder.iterdir():
-            # OpenSearch refuses to start if a class is on two class paths.
+            # OpenSearch does not start if a class is in `lib` and in a module.
             if jar.name not in there:
                 _link(jar, target / jar.name)
         words = DESCRIPTOR.format(name=name, version=VERSION, classname=MODULES[name][1])
@@ -145,7 +146,7 @@ def _arrange(layout: Layout, home: Path, lib: Path, modules: dict[str, Path]) ->
 
 
 def _link(source: Path | str, target: Path | str) -> object:
-    """Creates a hard link, or a copy if the file system does not allow it."""
+    """Creates a hard link, or a copy if the file system does not support the link. Returns `target`."""
     try:
         os.link(source, target)
     except OSError:
@@ -169,9 +170,9 @@ def _user() -> tuple[int, int]:
 
 
 def _chown(folder: Path, user: tuple[int, int]) -> None:
-    """Makes the user the owner of the directory and its direct children, except `lib` and `modules`.
+    """Makes `user` (uid, gid) the owner of the directory and of its direct children, except `lib` and `modules`.
 
-    Deeper files are created by OpenSearch itself, so they have the right owner.
+    All deeper files are created by OpenSearch itself, so they already have this owner.
     """
     os.chown(folder, *user)
     for path in folder.iterdir():

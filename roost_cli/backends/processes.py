@@ -1,4 +1,4 @@
-"""Starts and stops background processes that outlive their shell.
+"""Starts and stops background processes that go on after their shell has ended.
 
 A record file identifies each process by its process id and start time.
 """
@@ -19,11 +19,12 @@ from pathlib import Path
 
 from roost_cli.process_birth import birth
 
-# The time between SIGTERM and SIGKILL. On SIGTERM Cassandra flushes its memtables and OpenSearch closes its shards,
+# Seconds between SIGTERM and SIGKILL. On SIGTERM, Cassandra flushes its memtables and OpenSearch closes its shards,
 # which takes seconds. All servers recover from SIGKILL.
 STOP_WITHIN_S = 30.0
 POLL_S = 0.05
-# Cassandra and Kafka hold a file descriptor per segment, index and connection.
+# The limit of open file descriptors of a started process. Cassandra and Kafka use a descriptor for each segment, index
+# and connection.
 DESCRIPTORS = 100_000
 
 
@@ -36,14 +37,15 @@ class Record:
     argv: list[str]
 
     def alive(self) -> bool:
-        """Returns True if this process still runs."""
+        """Returns whether this process still runs. A later process with the same id does not count."""
         return birth(self.pid) == self.birth
 
 
 def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | None, record: Path) -> Record:
-    """Starts a process in its own session, writes its record to the file `record`, and returns the record.
+    """Starts a process in a session of its own, writes its record to the file `record`, and returns the record.
 
-    `user` is the (uid, gid) that runs it, None for the current user. Its output replaces the content of `log`.
+    `user` is the (uid, gid) that runs the process; None is the user of this process. The output replaces the content of
+    the file `log`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | 
     soft = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 – our own recipes.
+        process = subprocess.Popen(  # noqa: S603 – only commands of `server_specs`.
             list(argv),
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -62,7 +64,8 @@ def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | 
             group=user[1] if user else None,
             extra_groups=[] if user else None,
         )
-    # Marks the process as finished, because Popen warns about processes that still run when the object is deleted.
+    # Popen warns if its object is deleted while the process runs. A return code makes it assume that the process has
+    # ended.
     process.returncode = 0
     made = Record(process.pid, birth(process.pid) or "", list(argv))
     draft = record.with_suffix(".new")
@@ -72,7 +75,7 @@ def start(argv: Sequence[str], *, cwd: Path, log: Path, user: tuple[int, int] | 
 
 
 def recorded(record: Path) -> Record | None:
-    """Returns the process in the record file; it may have ended. Returns None if the file is missing or invalid."""
+    """Returns the process that the record file names, which may have ended; None if the file is missing or invalid."""
     try:
         return Record(**json.loads(record.read_text()))
     except (FileNotFoundError, ValueError, TypeError):
@@ -80,7 +83,7 @@ def recorded(record: Path) -> Record | None:
 
 
 class Stopped(StrEnum):
-    """How a process ended."""
+    """How a process ended: before `stop` was called, after SIGTERM, or after SIGKILL."""
 
     ENDED_BEFORE = "ended before"
     CLEANLY = "cleanly"
@@ -88,10 +91,10 @@ class Stopped(StrEnum):
 
 
 def stop(found: Record, *, kill: bool = False) -> Stopped:
-    """Stops the process and waits until it has ended; returns how it ended.
+    """Stops the process, waits until it has ended, and returns how it ended.
 
-    Sends SIGTERM, and SIGKILL after STOP_WITHIN_S seconds; with `kill`, SIGKILL at once. Does not signal another
-    process that reuses the id.
+    Sends SIGTERM, and SIGKILL if the process has not ended after STOP_WITHIN_S seconds. If `kill` is true, sends
+    SIGKILL at once. Does not signal a later process with the same id.
     """
     if not found.alive():
         return Stopped.ENDED_BEFORE
@@ -112,6 +115,6 @@ def _signal(found: Record, number: signal.Signals) -> None:
 
 
 def _reap(pid: int) -> None:
-    """Reaps a zombie if it is a child of this process."""
+    """Reaps the process if it is a zombie and a child of this process. Otherwise does nothing."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)

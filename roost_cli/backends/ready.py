@@ -1,4 +1,4 @@
-"""Checks whether a server answers, by one request of its own protocol over a plain socket."""
+"""Checks whether a server is ready, by one request of the server's own protocol over a plain socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 ANSWER_WITHIN_S = 2.0
 HOST = "127.0.0.1"
 
-# Errors while a server starts: refused or reset connections, timeouts, truncated responses.
+# Exceptions that a check raises while the server starts: refused or reset connections, timeouts, truncated responses.
 NOT_YET = (OSError, http.client.HTTPException, ValueError, struct.error, KeyError)
 
 # Opcodes of Cassandra's native protocol, version 4.
@@ -21,12 +21,12 @@ _CONSISTENCY_ONE = 1
 # Kafka's Metadata request, in a version that all brokers since 1.0 support.
 _METADATA, _METADATA_VERSION = 3, 4
 _NO_TOPICS = 0
-# The maximum size in bytes of a valid response. A longer one comes from another kind of server.
+# Maximum size of a response in bytes. A larger response means that another kind of server listens on the port.
 _MAX_ANSWER = 1 << 20
 
 
 def cassandra(port: int, host: str = HOST) -> bool:
-    """Returns True if a CQL query succeeds. Raises an error of NOT_YET if the server does not answer."""
+    """Returns whether a CQL query succeeds. Raises an exception of NOT_YET if the server does not respond."""
     query = b"SELECT release_version FROM system.local"
     with _connect(port, host) as connection:
         _send_cql(connection, _STARTUP, struct.pack(">H", 1) + _short(b"CQL_VERSION") + _short(b"3.0.0"))
@@ -37,9 +37,9 @@ def cassandra(port: int, host: str = HOST) -> bool:
 
 
 def kafka(port: int, host: str = HOST) -> bool:
-    """Returns True if the broker answers a Metadata request, the first request of every client, and lists a broker.
+    """Returns whether the broker answers a Metadata request, which every client sends first, with at least one broker.
 
-    Raises an error of NOT_YET if the server does not answer.
+    Raises an exception of NOT_YET if the server does not respond.
     """
     body = (
         struct.pack(">hhi", _METADATA, _METADATA_VERSION, 1) + _short(b"roost") + struct.pack(">i?", _NO_TOPICS, False)
@@ -53,9 +53,9 @@ def kafka(port: int, host: str = HOST) -> bool:
 
 
 def redis(port: int, host: str = HOST) -> bool:
-    """Returns True if PING succeeds; it fails while Redis loads its data.
+    """Returns whether PING succeeds. It fails while Redis loads its data.
 
-    Raises an error of NOT_YET if the server does not answer.
+    Raises an exception of NOT_YET if the server does not respond.
     """
     with _connect(port, host) as connection:
         connection.sendall(b"PING\r\n")
@@ -63,17 +63,17 @@ def redis(port: int, host: str = HOST) -> bool:
 
 
 def opensearch(port: int, host: str = HOST) -> bool:
-    """Returns True if the cluster's health is green or yellow: it has a master and all primary shards are active.
+    """Returns whether the cluster's health is green or yellow, which means that all primary shards are active.
 
-    Raises an error of NOT_YET if the server does not answer.
+    Raises an exception of NOT_YET if the server does not respond.
     """
     return _get(port, host, "/_cluster/health").get("status") in ("green", "yellow")
 
 
 def s3(port: int, host: str = HOST) -> bool:
-    """Returns True if an HTTP server answers with a status below 500.
+    """Returns whether an HTTP server responds with a status below 500.
 
-    Raises an error of NOT_YET if it does not answer.
+    Raises an exception of NOT_YET if the server does not respond.
     """
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_WITHIN_S)
     try:
@@ -84,15 +84,15 @@ def s3(port: int, host: str = HOST) -> bool:
 
 
 def unreachable(addresses: Mapping[str, str]) -> list[str]:
-    """Returns `<name> at <address>` for each server that does not answer within ANSWER_WITHIN_S seconds.
+    """Returns the text `<name> at <address>` for each server that is not ready within ANSWER_WITHIN_S seconds.
 
-    `addresses` maps names of servers in PROBES to host:port.
+    `addresses` are host:port by the name of the server, which is a key of PROBES.
     """
     return [f"{name} at {address}" for name, address in addresses.items() if not _answers(name, address)]
 
 
 def taken(port: int) -> bool:
-    """Returns True if a program listens on this port of the loopback address."""
+    """Returns whether a program listens on this port of the loopback address."""
     try:
         _connect(port, HOST).close()
     except OSError:

@@ -19,17 +19,18 @@ from roost_cli.backends.opensearch import opensearch
 
 CASSANDRA_VERSION = "5.0.5"
 KAFKA_VERSION = "4.1.0"
-# Version 4.1.0 does not start.
+# Not 4.1.0, which does not start.
 S3PROXY_VERSION = "2.6.0"
 # The lowest and the highest usable Java version. Cassandra 5 supports 11 and 17; Kafka 4 needs 17.
 JAVA = (17, 17)
 NO_REDIS = "redis-server is missing; install Redis 7 or newer (on Debian: apt-get install redis-server)"
-# Each mesh and each test worker uses its own database.
+# Number of databases of the Redis server. Each mesh and each test worker uses one of its own.
 REDIS_DATABASES = 256
-# Cluster id: 16 bytes in base64, fixed so that a restart finds its data.
+# The id of the Kafka cluster: 16 bytes in base64. It is constant, because Kafka does not start on data with another id.
 KAFKA_CLUSTER = "cm9vc3QtZGV2LWthZmthMQ"
 
-# Internal packages of Java that Cassandra accesses; its own start script opens the same ones.
+# Internal packages of Java that Cassandra needs, by module. Cassandra's own start script makes the same packages
+# accessible.
 EXPORTS = {
     "java.base": "jdk.internal.misc jdk.internal.ref java.lang.ref sun.nio.ch",
     "java.management.rmi": "com.sun.jmx.remote.internal.rmi",
@@ -144,10 +145,10 @@ jclouds.filesystem.basedir={data}/objects
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server: its default port, further ports, and the function that prepares it and returns its command.
+    """A server: its default port, its other default ports, and the function that prepares it and returns its command.
 
-    With `second_start_after_kill`, a server that was killed must be started twice: the first start recovers its data,
-    and only the second one reads all of it.
+    If `second_start_after_kill` is true, the server must be started twice after it was killed: the first start recovers
+    the data, and only the second start reads all of it.
     """
 
     port: int
@@ -159,7 +160,7 @@ class Server:
 def cassandra(layout: Layout) -> ServerCommand:
     """Prepares a single Cassandra node and returns its command.
 
-    Raises BackendError if Java or its jars are unavailable.
+    Raises BackendError if Java is missing or the jars cannot be downloaded.
     """
     binary = java(layout.java_home, *JAVA)
     lib = jars(layout, "cassandra", [f"org.apache.cassandra:cassandra-all:{CASSANDRA_VERSION}"])
@@ -194,9 +195,10 @@ def cassandra(layout: Layout) -> ServerCommand:
         "-Dcassandra.superuser_setup_delay_ms=0",
     ]
     if not layout.durable:
-        # Tests create and truncate tables constantly, and the flush after each schema change makes that four times
-        # slower. The commit log contains the change; but Cassandra reads the schema before it replays the commit log,
-        # so after a kill the new keyspaces exist only from the second start on.
+        # Tests create and truncate tables all the time. Without these options, Cassandra flushes memtables after each
+        # schema change, which makes the change four times slower. With them, a schema change is only in the commit log
+        # until a flush. Cassandra reads the schema before it replays the commit log, so after a kill it finds new
+        # keyspaces only at its second start.
         flags += ["-Dcassandra.test.flush_local_schema_changes=false", "-Dcassandra.unsafesystem=true"]
     argv = [str(binary), *flags, "-cp", f"{data / 'conf'}:{lib}/*", "org.apache.cassandra.service.CassandraDaemon"]
     return ServerCommand(argv, data)
@@ -205,14 +207,14 @@ def cassandra(layout: Layout) -> ServerCommand:
 def kafka(layout: Layout) -> ServerCommand:
     """Prepares a Kafka broker that is also the controller, and returns its command.
 
-    Formats its data directory on the first start. Raises BackendError if that fails or if Java or its jars are
-    unavailable.
+    Formats the data directory before the first start. Raises BackendError if formatting fails, Java is missing or the
+    jars cannot be downloaded.
     """
     binary = java(layout.java_home, *JAVA)
     lib = jars(
         layout,
         "kafka",
-        # Kafka, and a logging backend, without which Kafka's logs are discarded.
+        # The second artifact writes Kafka's logs, which are discarded without it.
         [f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}", "org.apache.logging.log4j:log4j-slf4j-impl:2.24.3"],
     )
     data = layout.of("kafka")
@@ -231,10 +233,9 @@ def kafka(layout: Layout) -> ServerCommand:
 
 
 def redis(layout: Layout) -> ServerCommand:
-    """Returns the command of a Redis server without persistence.
+    """Prepares a Redis server that stores nothing on disk, and returns its command.
 
-    Installs redis-server with the system's package manager if it is missing. Raises BackendError if that is not
-    possible.
+    If redis-server is missing, installs it with apt-get. Raises BackendError if that is not possible.
     """
     binary = shutil.which("redis-server") or _install_redis(layout)
     data = layout.of("redis")
@@ -256,9 +257,9 @@ def redis(layout: Layout) -> ServerCommand:
 
 
 def s3(layout: Layout) -> ServerCommand:
-    """Prepares S3Proxy, an S3 server on a local directory, and returns its command.
+    """Prepares S3Proxy, an S3 server that stores its objects in a local directory, and returns its command.
 
-    Raises BackendError if Java or its jars are unavailable.
+    Raises BackendError if Java is missing or the jars cannot be downloaded.
     """
     binary = java(layout.java_home, *JAVA)
     lib = jars(layout, "s3", [f"org.gaul:s3proxy:{S3PROXY_VERSION}"])
@@ -276,7 +277,7 @@ def _packages(option: str, modules: Mapping[str, str]) -> list[str]:
 
 
 def missing_programs(java_home: Path | None) -> list[str]:
-    """Returns a sentence for each missing program that is needed to run the servers as local processes."""
+    """Returns one sentence for each program that the servers need as local processes and that is not installed."""
     found = []
     for bounds in (JAVA, OPENSEARCH_JAVA):
         try:
@@ -308,7 +309,7 @@ def _install_redis(layout: Layout) -> str:
             subprocess.run(noninteractive, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False)  # noqa: S603
         systemctl = shutil.which("systemctl")
         if systemctl:
-            # The package may have started its own Redis, which would occupy the port.
+            # Stops the Redis service that the package may have started, because it would use the port.
             subprocess.run([systemctl, "disable", "--now", "redis-server"], stdout=output, stderr=output, check=False)  # noqa: S603
     found = shutil.which("redis-server")
     if found is None:
@@ -328,5 +329,5 @@ SERVERS: Mapping[str, Server] = {
     "opensearch": Server(9200, opensearch, (9300,)),
     "s3": Server(9080, s3),
 }
-# s3 is left out, because no service stores objects yet.
+# The servers that `up` starts if it is called without names. No service stores objects yet, so s3 is not among them.
 DEFAULT_SERVERS = ("cassandra", "redis", "kafka", "opensearch")

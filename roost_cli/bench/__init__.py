@@ -1,1 +1,1 @@
-"""`scripts/bench`: measures home reads and fan-out against a baseline in the same run."""
+"""`roost bench`: measures reads of home timelines, or the writes of fan-out, and a baseline in the same run."""

@@ -1,4 +1,4 @@
-"""Posts tweets at a constant rate while reads are measured."""
+"""Posts tweets at a constant rate while `roost bench` measures reads."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 from roost_cli import connection
 from roost_cli.exit_codes import call_error
 
-# The most posts in flight. If the mesh is slower than the rate, posts are sent at the speed of the mesh.
+# Maximum number of concurrent CreateTweet calls. If the mesh cannot keep the requested rate, the next call waits until
+# an earlier one has ended.
 MAX_UNDER_WAY = 64
 
 
 @asynccontextmanager
 async def posting(mesh: connection.MeshTarget, tokens: Sequence[str], per_second: int) -> AsyncIterator[None]:
-    """Posts `per_second` tweets a second as random users until the block ends; 0 posts none. Raises CommandError if
-    a post fails."""
+    """Posts `per_second` tweets per second until the block ends, each as a random user of those whose access tokens are
+    in `tokens`. Posts nothing if `per_second` is 0.
+
+    Raises CommandError at the end of the block if a CreateTweet call failed.
+    """
     if not per_second:
         yield
         return

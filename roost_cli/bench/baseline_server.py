@@ -1,8 +1,8 @@
-"""A minimal HTTP server that always returns one recorded response: the baseline of `roost bench`.
+"""The baseline server of `roost bench`: a minimal HTTP server that returns the same recorded response to every request.
 
-It is uvicorn with httptools, uvloop and an ASGI application that calls `send` twice, so its cost is that of HTTP alone.
-`python -m roost_cli.bench.baseline_server FILE` serves the response in FILE on a free port of 127.0.0.1 and prints the
-port.
+It runs uvicorn with httptools and uvloop. Its ASGI application only calls `send` twice, so its CPU time is that of HTTP
+alone. `python -m roost_cli.bench.baseline_server FILE` serves the response that the file contains on a free port of
+127.0.0.1, and prints the port.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from roost_cli.exit_codes import FAULTS, CommandError
 
 START_WITHIN_S = 30.0
 BACKLOG = 1_024
-# uvicorn writes these headers itself.
+# Headers that are not recorded, because uvicorn adds them to each response.
 _OWN = frozenset({"date", "connection", "transfer-encoding"})
 
 Headers = Sequence[tuple[str, str]]
 
 
 def record(file: Path, headers: Headers, body: bytes) -> None:
-    """Writes a response with status 200 to `file`: one line with the headers as JSON, then the body."""
+    """Writes a response to `file`, for a server that will return it with status 200. The first line is the headers as
+    JSON; the rest is the body."""
     kept = [[name.lower(), value] for name, value in headers if name.lower() not in _OWN]
     file.write_bytes(orjson.dumps(kept) + b"\n" + body)
 
 
 @asynccontextmanager
 async def running(file: Path) -> AsyncIterator[tuple[int, int]]:
-    """Runs the server in a child process until the block ends; yields its process id and port."""
+    """Runs the server in a child process until the block ends. Yields its process id and port. Raises CommandError if
+    it does not start within START_WITHIN_S seconds."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "roost_cli.bench.baseline_server", str(file), stdout=pipe
@@ -58,7 +60,7 @@ async def running(file: Path) -> AsyncIterator[tuple[int, int]]:
 
 
 class _OneAnswer:
-    """The ASGI application, which sends the recorded response to every request."""
+    """The ASGI application of the baseline server. It sends the recorded response to every request."""
 
     def __init__(self, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         self._start = {"type": "http.response.start", "status": 200, "headers": headers}

@@ -1,4 +1,4 @@
-"""`roost bench`: measures home reads of a running mesh, or fan-out's writes to Redis."""
+"""`roost bench`: measures reads of home timelines of a running mesh, or the writes of fan-out to Redis."""
 
 from __future__ import annotations
 

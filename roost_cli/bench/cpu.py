@@ -1,4 +1,4 @@
-"""CPU time and process trees of local processes, read from /proc (Linux only)."""
+"""Reads the CPU time and the process tree of local processes from /proc (Linux only)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ PROC = Path("/proc")
 
 
 def seconds(pids: Iterable[int], proc: Path = PROC) -> float:
-    """Returns the CPU time of these processes so far, user and system, all threads, in seconds (resolution 10 ms).
-    Raises CommandError if one has ended."""
+    """Returns the total CPU time that the processes have used since their start, in seconds with a resolution of 10 ms.
+    Counts user and system time of all threads.
+
+    Raises CommandError if a process has ended.
+    """
     return sum(user + system for user, system in (_ticks(pid, proc) for pid in pids)) / os.sysconf("SC_CLK_TCK")
 
 
 def parent(pid: int, proc: Path = PROC) -> int:
-    """Returns the parent of a process. Raises CommandError if the process has ended."""
+    """Returns the process id of the parent of a process. Raises CommandError if the process has ended."""
     return int(_fields(pid, proc)[1])
 
 
 def backend(pid: int, proc: Path = PROC) -> list[int]:
-    """Returns a process and all its running descendants. Raises CommandError if the process has ended."""
+    """Returns the process ids of a process and of all its running descendants. Raises CommandError if the process has
+    ended."""
     _fields(pid, proc)
     children: dict[int, list[int]] = {}
     for entry in proc.iterdir():
@@ -32,7 +36,7 @@ def backend(pid: int, proc: Path = PROC) -> list[int]:
             try:
                 children.setdefault(parent(int(entry.name), proc), []).append(int(entry.name))
             except CommandError:
-                # The process has ended since the listing.
+                # The process has ended since the directory was listed.
                 continue
     found = [pid]
     for one in found:
@@ -41,7 +45,7 @@ def backend(pid: int, proc: Path = PROC) -> list[int]:
 
 
 def processor(proc: Path = PROC) -> str:
-    """Returns the number of cores and the CPU model, for the table."""
+    """Returns a text with the number of cores and the CPU model, such as "2 cores, AMD EPYC"."""
     try:
         lines = (proc / "cpuinfo").read_text().splitlines()
     except OSError:
@@ -61,5 +65,6 @@ def _fields(pid: int, proc: Path) -> list[str]:
     except OSError:
         hint = "" if proc.is_dir() else ": this system has no /proc, which only Linux has"
         raise CommandError(f"cannot read the CPU time of process {pid}{hint}") from None
-    # The second field is the program's name in parentheses, which may contain any character.
+    # The second field is the command name in parentheses, which may contain any character. So the fields after it are
+    # counted from the last parenthesis.
     return stat.rpartition(")")[2].split()

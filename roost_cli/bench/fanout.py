@@ -1,8 +1,10 @@
-"""`roost bench fanout`: CPU and memory per entry of a home timeline in Redis, compared with the usual design.
+"""`roost bench fanout`: measures the CPU time and memory of home timelines in Redis, for Roost's design and for the
+usual one.
 
-The usual design (`textbook` in this module) is one sorted set per reader, with one ZADD and one ZREMRANGEBYRANK per
-follower, pipelined by redis-py. Both designs write in turn to full home timelines in the same Redis. CPU time is that of this process plus
-what Redis reports for itself.
+In the usual design (called textbook), a home timeline is a sorted set, and fan-out sends one ZADD and one
+ZREMRANGEBYRANK per follower, in pipelines of redis-py. Both designs write alternately to full home timelines in the
+same Redis. An entry is one tweet id in one home timeline. The CPU time is that of this process plus that which Redis
+reports for itself.
 """
 
 from __future__ import annotations
@@ -34,30 +36,34 @@ from services.timeline.store import CAPACITY, SERVED, TRIM_ABOVE
 from services.timeline.store.redis.encoding import list_key, marker_key
 from services.timeline.store.redis.store import RedisHomeTimelines
 
+# Number of home timelines.
 READERS = 5_000
-# Home timeline entries written in each pass. With fewer, the resolution of Redis's CPU figures would distort the
-# result; with more, the textbook design would take too long.
+# Number of entries written in each pass. With fewer, the low resolution of Redis's CPU time would distort the result.
+# With more, the textbook design would take too long.
 ENTRIES_A_ROUND = 80_000
-# The maximum of one AppendHomeEntries call.
+# Number of entries of one call to the store: the maximum of an AppendHomeEntries call, which fan-out uses.
 IDS_A_CALL = 10_000
-# Followers per pipeline in the textbook design, as many as in one entry of an AppendHomeEntries call.
+# Number of followers per pipeline in the textbook design. An AppendHomeEntries call has as many for each tweet.
 PIPELINE = 1_000
+# Number of home timelines that are filled concurrently before the measurement.
 SEED_AT_ONCE = 32
-# The distance between the ids of two tweets: 2^12, the size of the sequence part of a Snowflake id, as if two processes
-# had made the tweets in the same millisecond.
+# The difference between the ids of two successive tweets. It is 2^12, the size of the sequence part of a Snowflake, as
+# if processes with successive worker ids had created the tweets in the same millisecond.
 ID_STEP = 4_096
-# The first ids of readers and tweets. They have as many digits as real ids, because the length of keys is part of the
-# cost.
+# The first id of the readers and of the tweets. They have as many digits as real ids, because the length of keys
+# affects CPU time and memory.
 FIRST_READER = FIRST_TWEET = 10**17
 START_WITHIN_S = 10.0
-# Timeout in seconds of the textbook's client, for a machine that is busy otherwise.
+# Timeout in seconds of the textbook's Redis client. It is long, so that a busy machine does not end the measurement.
 TEXTBOOK_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A workload: each call appends `tweets` tweets to the home timelines of `followers` readers. `wanted` is the
-    factor by which Roost should use less CPU than the textbook design."""
+    """A workload: each write appends `tweets` tweets to the home timelines of `followers` readers.
+
+    `wanted` is the target: the textbook's CPU time should be at least `wanted` times that of Roost.
+    """
 
     title: str
     followers: int
@@ -70,13 +76,13 @@ CASES = (
     Case("5,000 followers", 5_000, 1, 6),
     Case("5,000 followers, 16 tweets a key", 5_000, 16, 20),
 )
-# Roost should use at most a tenth of the bytes.
+# Target for memory: the textbook's bytes per entry should be at least this many times those of Roost.
 WANTED_BYTES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass of a case: CPU microseconds per entry."""
+    """The result of one pass of a case: the CPU time of this process and of Redis per entry, in microseconds."""
 
     client_us: float
     server_us: float
@@ -91,7 +97,8 @@ Write = Callable[[Sequence[int], Sequence[int]], Awaitable[None]]
 
 
 class FanoutBench:
-    """Stores home timelines of the same readers in both designs, and measures the writes to each."""
+    """Stores home timelines in both designs, and measures the writes to each. `ours` is the Redis client of Roost,
+    `theirs` that of the textbook; both use the same database."""
 
     def __init__(self, ours: Redis, theirs: redis.Redis) -> None:
         self._ours = ours
@@ -102,8 +109,8 @@ class FanoutBench:
         self._chance = random.Random(1)  # noqa: S311 (the same followers in every run)
 
     async def fill(self, shown: progress.Progress) -> None:
-        """Fills every home timeline, so that each append also removes an entry. The lists of Roost's design get
-        different lengths, as in a running mesh."""
+        """Fills every home timeline, so that appends also remove entries. In Roost's design, which removes entries only
+        every 64 appends, the home timelines get different lengths, as in a running mesh."""
         ids = self._new_tweets(CAPACITY)
         scores = {str(tweet_id): tweet_id for tweet_id in ids[-SERVED:]}
         with shown.phase("homes filled", READERS) as phase:
@@ -124,8 +131,9 @@ class FanoutBench:
             await self._store.append([(tweet_id, (reader,)) for tweet_id in ids[-16:]])
 
     async def measure(self, case: Case, write: Write) -> Pass:
-        """Runs one pass of a case with the given write function."""
-        # The calls are drawn before the measurement starts, because drawing them is part of neither design.
+        """Runs one pass of a case and returns its CPU time. `write` appends tweets to home timelines: `ours` or
+        `theirs`."""
+        # The followers are drawn before the measurement starts, because drawing them belongs to neither design.
         calls = max(1, ENTRIES_A_ROUND // (case.followers * case.tweets))
         drawn = [self._chance.sample(self._readers, case.followers) for _ in range(calls)]
         entries = calls * case.followers * case.tweets
@@ -136,7 +144,8 @@ class FanoutBench:
         return Pass(spent * 1e6 / entries, (await self._server_s() - server) * 1e6 / entries)
 
     async def ours(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
-        """Appends the tweets by Roost's Redis adapter, in calls of the size that fan-out uses."""
+        """Appends the tweets to the followers' home timelines with Roost's Redis adapter, in calls as large as those of
+        fan-out. Raises CommandError if a home timeline is missing."""
         a_call = IDS_A_CALL // len(tweet_ids)
         for start in range(0, len(followers), a_call):
             some = followers[start : start + a_call]
@@ -148,7 +157,8 @@ class FanoutBench:
                 )
 
     async def theirs(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
-        """Appends the tweets by one ZADD and one ZREMRANGEBYRANK per follower."""
+        """Appends the tweets to the followers' home timelines in the textbook design: one ZADD and one ZREMRANGEBYRANK
+        per follower and tweet."""
         for tweet_id in tweet_ids:
             for start in range(0, len(followers), PIPELINE):
                 pipeline = self._theirs.pipeline(transaction=False)
@@ -159,7 +169,7 @@ class FanoutBench:
                 pipeline.execute()
 
     def bytes_each(self) -> tuple[float, float]:
-        """Returns the mean bytes per entry of a full home timeline: Roost's including its marker key, and the
+        """Returns the mean number of bytes per entry of a home timeline in Roost's design (marker included) and in the
         textbook's."""
         ours = theirs = 0.0
         some = self._readers[:100]
@@ -182,8 +192,11 @@ class FanoutBench:
 
 
 def run(rounds: int, url: str | None, markdown: Path | None) -> None:
-    """Measures in the Redis at `url`, or in a temporary one, and prints the table. Raises CommandError if Redis
-    fails."""
+    """Measures all cases `rounds` times, in the empty Redis database at `url` or in a temporary Redis if `url` is None,
+    and prints the table.
+
+    Also writes the table into the document `markdown`, if it is not None. Raises CommandError if Redis fails.
+    """
     shown = progress.for_stream()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -225,8 +238,12 @@ async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tu
 
 
 def rows(found: dict[Case, tuple[list[Pass], list[Pass]]], our_bytes: float, their_bytes: float) -> list[list[str]]:
-    """Returns the table, header first: medians over the rounds with the range in parentheses, and the textbook's
-    figure divided by Roost's."""
+    """Returns the rows of the table, header first: for each case the CPU time in both designs, and the textbook's
+    divided by Roost's; last the bytes per entry.
+
+    `found` has the passes of each case: Roost's and the textbook's. A CPU time is the median of the rounds, with the
+    range in parentheses.
+    """
     lines = [["an entry", "Roost", "textbook", "textbook ÷ Roost", "wanted"]]
     parts: Sequence[tuple[str, Callable[[Pass], float]]] = (
         ("client", lambda one: one.client_us),
@@ -245,7 +262,7 @@ def rows(found: dict[Case, tuple[list[Pass], list[Pass]]], our_bytes: float, the
 
 @asynccontextmanager
 async def _server(url: str | None) -> AsyncIterator[str]:
-    """Yields `url`, or the URL of a temporary Redis that stops with the block."""
+    """Yields `url`. If `url` is None, starts a Redis server, yields its URL, and stops it at the end of the block."""
     if url is not None:
         yield url
         return

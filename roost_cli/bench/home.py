@@ -1,7 +1,6 @@
-"""Measures reads of home timelines against a minimal HTTP server that returns the same bytes in the same run.
+"""Measures reads of home timelines of a mesh, and of a minimal HTTP server (the baseline) that returns the same bytes.
 
-Rounds against the mesh and against that server alternate, so that other load on the machine affects both. The figures
-are medians over the rounds.
+Rounds of both alternate, so that other load on the machine affects both. The results are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -30,37 +29,40 @@ from roost_cli.supervisor import control
 from roost_cli.tokens import DEFAULT_TTL_S, MINT_BATCH, mint
 
 HOME = "/v1/timelines/home"
-# The longest round in seconds: a quarter of the tokens' lifetime, so that no token expires during a run.
+# Maximum length of a round in seconds: a quarter of the tokens' lifetime, so that no token expires during the
+# measurement.
 MAX_SECONDS = DEFAULT_TTL_S // 4
 MAX_ROUNDS = 99
 MAX_CONNECTIONS = 1_000
-# The most readers that are measured: wrk holds a prepared request of 500 bytes for each.
+# Maximum number of readers whose home timelines are read; further users are left out. wrk keeps a prepared request of
+# 500 bytes for each.
 MAX_READERS = 100_000
-# Timeout of the first read of a home timeline, which has to build it.
+# Timeout in seconds of the first read of a home timeline, during which the mesh builds the home timeline.
 FIRST_READ_S = 30.0
-# Unmeasured seconds before each round, for one-time costs such as filling caches.
+# Length in seconds of the load before each round that is not measured. It fills the caches.
 WARM_UP_S = 2
-# With 40 followers per author this makes 800 home timeline entries a second: of 1,000 readers each gets a new one about
-# every second.
+# Default number of tweets per second in the rounds with writes. With 40 followers per author, fan-out appends 800
+# entries to home timelines per second: with 1,000 readers, about one per reader.
 DEFAULT_POSTS = 20
 MAX_POSTS = 1_000
 
-# Column titles, one per server and load.
+# Titles of the table's columns: the mesh without writes, the mesh with writes, and the baseline.
 MESH, WRITTEN_TO, BARE = "Roost", "Roost, {} tweets/s posted meanwhile", "bare uvicorn, one page"
-# Names of the tables in a document: all services in one process, or one process each.
+# Names of the tables in a Markdown document: for a mesh in one process, and for a mesh with a process per service.
 HOME_TABLE, PROCESSES_TABLE = "home", "home --processes"
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run against one server. `cpu_s` is user plus system time of all its processes, in seconds."""
+    """The result of one round: the figures of wrk, and the CPU time (`cpu_s`, user and system, in seconds) of all
+    processes of the server."""
 
     seen: wrk.Figures
     cpu_s: float
 
     @property
     def per_second(self) -> float:
-        """Returns responses per second."""
+        """Returns the number of responses per second."""
         return self.seen.requests / self.seen.seconds
 
     @property
@@ -70,14 +72,14 @@ class Round:
 
     @property
     def bytes_each(self) -> float:
-        """Returns bytes per response, headers included."""
+        """Returns the number of bytes per response, headers included."""
         return self.seen.bytes / self.seen.requests
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """The first pages of all readers before the load: headers and body of the page that the baseline repeats, and
-    the mean number of tweets."""
+    """The result of reading all home timelines once: the headers and body of the page that the baseline returns, and
+    the mean number of tweets per page (`tweets_each`)."""
 
     headers: baseline_server.Headers
     body: bytes
@@ -86,8 +88,8 @@ class Pages:
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """The size of a measurement: `seconds` is the length of each round, `posts` the tweets per second in the rounds
-    with writes (0: no such rounds)."""
+    """The size of a measurement: the number of rounds, the length of each in seconds, the number of HTTP connections,
+    and the tweets posted per second in the rounds with writes (`posts`; 0 leaves these rounds out)."""
 
     rounds: int
     seconds: int
@@ -96,10 +98,12 @@ class BenchPlan:
 
 
 def run(plan: BenchPlan, grpc: str | None, http_address: str | None, markdown: Path | None) -> None:
-    """Measures home reads of the mesh at `grpc` (by default the one that runs here) and prints the table.
+    """Measures reads of home timelines of the mesh at the gRPC address `grpc` (None: the mesh that runs on this
+    machine) and prints the table.
 
-    `http_address` is the gateway's, by default that of the mesh; the table is also written into the document `markdown`.
-    Raises CommandError if wrk is missing or the mesh cannot be measured.
+    `http_address` is the address of the gateway (None: the one in the mesh's run file). Also writes the table into the
+    document `markdown`, if it is not None. Raises CommandError if wrk is missing, if the mesh cannot be reached or
+    read, or if its rate limits are on.
     """
     wrk.program()
     mesh = target.find(grpc)
@@ -108,7 +112,8 @@ def run(plan: BenchPlan, grpc: str | None, http_address: str | None, markdown: P
     address = http_address or found.http
     if not address:
         raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
-    # The run file names the gateway; the parent of the gateway is the supervisor, which started all processes.
+    # The run file contains the process id of the gateway. With `up --processes`, the gateway's parent process is the
+    # supervisor, which is the parent of all processes of the mesh.
     supervised = control.path_of(found.grpc).exists()
     pids = cpu.backend(cpu.parent(found.pid) if supervised else found.pid)
     tokens = asyncio.run(_tokens(mesh))
@@ -120,7 +125,8 @@ def run(plan: BenchPlan, grpc: str | None, http_address: str | None, markdown: P
 
 
 async def _tokens(mesh: target.MeshTarget) -> list[str]:
-    """Returns an access token for every active user, by ascending user id, at most MAX_READERS."""
+    """Returns the access tokens of all active users, by ascending user id, at most MAX_READERS. Raises CommandError if
+    there are none."""
     tokens: list[str] = []
     async with target.connect(mesh) as channels:
         stub = auth_service_pb2_grpc.AuthServiceStub(channels[0])
@@ -136,10 +142,11 @@ async def _tokens(mesh: target.MeshTarget) -> list[str]:
 
 
 def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -> Pages:
-    """Reads every home timeline once, which makes it warm, and selects the page closest to the mean size for the
-    baseline.
+    """Reads the first page of every home timeline once, which makes the home timelines warm. Returns the page whose
+    size is closest to the mean, for the baseline.
 
-    Raises CommandError if a response is not a page, if rate limits are on, or if all home timelines are empty.
+    `tokens` are the access tokens of the readers. Raises CommandError if a response is not 200, if rate limits are on,
+    or if all home timelines are empty.
     """
     read: list[tuple[baseline_server.Headers, bytes]] = []
     connection = http.client.HTTPConnection(address, timeout=FIRST_READ_S)
@@ -164,7 +171,7 @@ def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -
 
 
 def check_response(status: int, headers: dict[str, str]) -> None:
-    """Raises CommandError if a response shows that rate limits are on, or is not 200."""
+    """Raises CommandError if the status of a response is not 200, or if its headers show that rate limits are on."""
     names = {name.lower() for name in headers}
     if status == http.HTTPStatus.TOO_MANY_REQUESTS or "ratelimit-policy" in names:
         raise CommandError("rate limits are on: start the mesh with ROOST_RATE_LIMITS=off to measure it")
@@ -181,10 +188,11 @@ async def _measure(
     plan: BenchPlan,
     shown: progress.Progress,
 ) -> dict[str, list[Round]]:
-    """Returns the rounds by column: the mesh, the mesh with writes if `plan.posts`, and the baseline."""
+    """Returns the results of all rounds, by column title: of the mesh, of the mesh with writes (if `plan.posts` is not
+    0), and of the baseline."""
     chance = random.SystemRandom()
     cases: dict[str, list[Round]] = {}
-    # A directory that only this user can read, because it contains tokens.
+    # A temporary directory is readable only by its owner. That is needed, because the script contains access tokens.
     with tempfile.TemporaryDirectory(prefix="roost-bench-") as folder:
         script, page = Path(folder) / "home.lua", Path(folder) / "page"
         script.write_text(wrk.script(tokens))
@@ -197,7 +205,8 @@ async def _measure(
                 for name, server, where, posts in servers:
                     start = chance.randrange(len(tokens))
                     url = f"http://{where}{HOME}"
-                    # Each server is warmed up again, because the previous round measured another one.
+                    # Fills the caches of the CPU and of the server again, because the previous round measured another
+                    # server.
                     await wrk.run(script, url, connections=plan.connections, seconds=WARM_UP_S, start=start)
                     async with posting(mesh, tokens, posts):
                         begun = cpu.seconds(server)
@@ -212,7 +221,8 @@ async def _measure(
 
 
 def check_run(name: str, seen: wrk.Figures) -> None:
-    """Raises CommandError if a response of the run was broken or had a status other than 200."""
+    """Raises CommandError if wrk got no response in a round, an incomplete one, or one with an error status. `name` is
+    the column title."""
     if seen.refused or seen.broken or not seen.requests:
         raise CommandError(
             f"{name}: of {seen.requests:,} requests {seen.refused:,} were refused and {seen.broken:,} broken; "
@@ -222,7 +232,8 @@ def check_run(name: str, seen: wrk.Figures) -> None:
 
 
 def conditions(readers: int, pages: Pages, plan: BenchPlan, processes: int) -> str:
-    """Returns a sentence with the conditions of the measurement, to print with the table."""
+    """Returns a sentence with the conditions of the measurement, which is printed with the table. `processes` is the
+    number of processes of the mesh."""
     where = (
         "" if processes == 1 else " CPU is that of all {} processes of the mesh, and not that of the servers below it."
     )
@@ -234,8 +245,8 @@ def conditions(readers: int, pages: Pages, plan: BenchPlan, processes: int) -> s
 
 
 def rows(cases: Mapping[str, Sequence[Round]]) -> list[list[str]]:
-    """Returns the table, header first: medians over the rounds with the range in parentheses, and the mesh's figure
-    divided by the baseline's."""
+    """Returns the rows of the table, header first: medians over the rounds with the range in parentheses, and the
+    median of the mesh without writes divided by that of the baseline."""
     measures: Sequence[tuple[str, Callable[[Round], float], str]] = (
         ("requests/s", lambda round_: round_.per_second, ",.0f"),
         ("p50 ms", lambda round_: round_.seen.p50_ms, ".2f"),

@@ -1,4 +1,4 @@
-"""Tables of `roost bench`: medians over rounds, printed and written into Markdown documents."""
+"""Prints the tables of `roost bench`, and writes them into Markdown documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ BEGIN, END = "<!-- roost bench {} -->", "<!-- end of roost bench {} -->"
 
 
 def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
-    """Prints `note` and the table, and writes both into the document, if given, between the markers named `what`."""
+    """Prints `note` and the table. If `markdown` is not None, also writes both into this document, between the HTML
+    comments BEGIN and END with the table's name `what`."""
     typer.echo(note)
     _print(lines)
     if markdown is not None:
@@ -24,7 +25,8 @@ def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Formats the median, with the lowest and highest value in parentheses if they differ."""
+    """Returns the median as text, with the lowest and the highest value in parentheses if they differ. `form` is the
+    format of a number, such as ".2f"."""
     median, low, high = (f"{value:{form}}" for value in (statistics.median(values), min(values), max(values)))
     return median if low == high else f"{median} ({low}–{high})"
 
@@ -45,14 +47,14 @@ def _print(lines: Sequence[Sequence[str]]) -> None:
 
 
 def as_markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Returns the table in Markdown; the first line is the header."""
+    """Returns the table in Markdown. `lines` are the rows, header first."""
     rule = ["---", *("---:" for _ in lines[0][1:])]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def inserted(document: str, what: str, text: str) -> str:
-    """Returns the document with the text between the markers named `what` replaced. Raises CommandError if the
-    markers are missing."""
+    """Returns the document with the text between the HTML comments BEGIN and END of the table `what` replaced by
+    `text`. Raises CommandError if the comments are missing."""
     begin, end = BEGIN.format(what), END.format(what)
     before, found, rest = document.partition(begin)
     _, closed, after = rest.partition(end)

@@ -1,4 +1,4 @@
-"""Runs wrk, the load generator of `roost bench`, and parses its figures."""
+"""Runs wrk, the load generator of `roost bench home`, and parses its output."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from pathlib import Path
 
 from roost_cli.exit_codes import FAULTS, CommandError
 
-# The prefix of the JSON line that the Lua script prints. wrk's own report is not parsed, because it changes between
-# releases.
+# Prefix of the line of JSON that the Lua script prints with the figures. wrk's own report is not parsed, because its
+# format changes between releases.
 MARK = "roost-bench "
-# Extra seconds for connecting, reading the script, and the last responses.
+# Maximum number of seconds that wrk may take in addition to the length of the round, for starting, connecting and the
+# last responses.
 SPARE_S = 30.0
-# Characters of wrk's output in an error message.
+# Maximum number of characters of wrk's output in an error message; of a longer output, the end is printed.
 SHOWN_CHARS = 500
 
-# Each request uses the next user's token, starting from an argument, so that rounds begin at different users. Requests
-# are built once, which keeps the script's share of wrk's CPU time small.
+# The first part of the Lua script. Each request uses the next token; the script's argument defines the first one, so
+# that rounds begin at different users. All requests are built before the round, which keeps the script's share of wrk's
+# CPU time small.
 _SCRIPT = """\
 local tokens = {
 %s
@@ -51,8 +53,8 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Figures of one run. `bytes` includes headers; `refused` counts responses with status 400 or above, `broken`
-    requests without a complete response."""
+    """The figures of one run of wrk. `bytes` are those of all responses, headers included. `refused` is the number of
+    responses with status 400 or above, `broken` that of requests without a complete response."""
 
     requests: int
     seconds: float
@@ -64,22 +66,26 @@ class Figures:
 
 
 def script(tokens: Sequence[str]) -> str:
-    """Returns a Lua script for wrk in which each request uses the next token. Its argument is the number of the
-    token to start after."""
+    """Returns a Lua script for wrk whose requests use the tokens in turn. The script's argument is the number of tokens
+    to skip at the start."""
     # Tokens consist of letters, digits, dots, dashes and underscores; any other character could end the Lua string.
     assert all(token.replace(".", "").replace("-", "").replace("_", "").isalnum() for token in tokens)
     return _SCRIPT % ",\n".join(f'"{token}"' for token in tokens) + _DONE % MARK
 
 
 def program() -> str:
-    """Returns the path of wrk. Raises CommandError, saying how to install it, if it is not on PATH."""
+    """Returns the path of wrk. Raises CommandError with an instruction to install it if it is not on PATH."""
     if found := shutil.which("wrk"):
         return found
     raise CommandError("wrk is not on PATH: install it (`apt-get install wrk`, or `brew install wrk`)")
 
 
 async def run(script_file: Path, url: str, *, connections: int, seconds: int, start: int) -> Figures:
-    """Runs wrk for `seconds` seconds in one thread. Raises CommandError if it fails or does not end."""
+    """Runs wrk for `seconds` seconds with one thread and `connections` connections, and returns its figures. `start` is
+    the argument of the Lua script.
+
+    Raises CommandError if wrk fails, or does not end SPARE_S seconds after the given time.
+    """
     options = ("-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script_file), url, "--", str(start))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(program(), *options, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
@@ -95,7 +101,7 @@ async def run(script_file: Path, url: str, *, connections: int, seconds: int, st
 
 
 def parse(output: str) -> Figures:
-    """Parses the figures from wrk's output. Raises CommandError, with the end of the output, if there are none."""
+    """Returns the figures in wrk's output. Raises CommandError with the end of the output if it contains none."""
     line = next((line for line in output.splitlines() if line.startswith(MARK)), None)
     if line is None:
         raise CommandError(f"wrk failed: {output.strip()[-SHOWN_CHARS:]}", FAULTS)
