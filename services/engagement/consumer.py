@@ -19,8 +19,8 @@ ROUND_S = 1.0
 
 def recounting(recount: Callable[[Iterable[tuple[int, int]]], Awaitable[int]]) -> Apply:
     """Returns the `apply` callback of a consumer of like events. It passes the (tweet id, user id) pairs of a batch to
-    `recount`, which returns the number of buckets that it counted. If that is not 0, the next batch is applied ROUND_S
-    seconds later at the earliest."""
+    `recount`, which returns the number of buckets that it counted. If that number is not 0, the next batch begins at
+    least ROUND_S seconds after this batch began."""
 
     async def apply(events: Sequence[ConsumedEvent]) -> None:
         clock = asyncio.get_running_loop().time

@@ -1,4 +1,4 @@
-"""Reads the tweets that reactions refer to from the tweet service."""
+"""Reads from the tweet service the tweets to which reactions refer."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from services.platform.backends import OpenedStore, open_store
 from services.platform.service import Service, ServiceContext
 from services.shared.absences import TOPICS, following_absences
 
-# Consumer group of the events about users who become inactive or active again.
+# Consumer group of the events about users who become absent or active again.
 ABSENCES = "graph-absences"
 
 

@@ -58,7 +58,7 @@ class GraphService(GraphServiceServicer):
         self._last_ms = 0
 
     async def stamp(self, events: int = MAX_EVENTS) -> WriteStamp:
-        """Returns a stamp for a write that causes up to `events` events.
+        """Returns the write stamp for a write that causes up to `events` events.
 
         The time of the stamp never decreases while the process runs, even if the clock is set back.
         """
@@ -205,7 +205,8 @@ class GraphService(GraphServiceServicer):
     async def _pages(self, listing: Listing, user_id: int, size: int) -> AsyncIterator[Sequence[Position]]:
         """Yields the whole list in pages of `size`, newest first.
 
-        An edge added in the meantime is newer than the position read, so no user is returned twice.
+        An edge that is created during the iteration is newer than all entries that were read, so no user is returned
+        twice.
         """
         below: Position | None = None
         while page := await self._stores.lists.page(listing, user_id, below, size):

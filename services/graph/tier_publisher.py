@@ -89,8 +89,8 @@ _OVERRIDES = {pb.TIER_CHOICE_NORMAL: pb.TIER_NORMAL, pb.TIER_CHOICE_CELEBRITY: p
 class TierPublisher:
     """Sends tiers to subscribers: all celebrities, and authors demoted within the last 31 days.
 
-    For use by one event loop. `clock` returns Unix seconds. If several entries of one user are published, the one with
-    the largest `changed_at_ms` is kept, so duplicates and reordering do no harm.
+    For use by one event loop. `clock` returns Unix seconds. Of several entries of one user, the one with the greatest
+    `changed_at_ms` is kept, so duplicates and reordering do no harm.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -221,7 +221,8 @@ class Subscription:
         self._wake.set()
 
     async def next(self, timeout_s: float) -> list[pb.TierEntry]:
-        """Waits up to `timeout_s` seconds for changes. Returns 1 to MAX_ENTRIES of them, or none if the time runs out.
+        """Waits up to `timeout_s` seconds for changes. Returns 1 to MAX_ENTRIES changes, or an empty list if none
+        arrived.
 
         Raises UNAVAILABLE once the subscription has ended.
         """
@@ -238,7 +239,7 @@ class Subscription:
 
 
 async def apply_threshold(tiers: TierStore, rule: TierRule, stamp: Callable[[int], Awaitable[WriteStamp]]) -> int:
-    """Classifies all users again if the configured threshold differs from the one last applied. Returns how many
+    """Classifies all users again if the configured threshold differs from the one last applied. Returns how many users
     changed tier.
 
     `stamp(n)` returns a WriteStamp with `n` event ids. Call this function before the service accepts requests. If the

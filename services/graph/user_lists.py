@@ -55,8 +55,8 @@ class UserLists:
         return await self._page(listing, user_id, 0, reader_id, cursor, size)
 
     async def private_page(self, listing: Listing, user_id: int, cursor: str, size: int) -> UserPage:
-        """Returns a page of the users whom `user_id` blocks or mutes, newest first. It includes users whom other lists
-        hide."""
+        """Returns a page of the users whom `user_id` blocks or mutes, newest first. The page includes users who are
+        hidden from `user_id` elsewhere."""
         return await self._page(listing, user_id, user_id, 0, cursor, size)
 
     async def suggestions(self, user_id: int, cursor: str, size: int) -> UserPage:
@@ -74,8 +74,8 @@ class UserLists:
         return users, self._cursors.seal("suggestions", user_id, end) if end < len(found) else ""
 
     async def _popular(self, user_id: int, but: Sequence[int]) -> list[int]:
-        """Returns the most followed users who are neither in `but` nor followed, blocked, muted by or blocking
-        `user_id`."""
+        """Returns the most followed users, without the users in `but`, the users whom `user_id` follows, blocks or
+        mutes, and the users who block `user_id`."""
         known = {user_id, *but}
         others = [other for other in await self._edge_lists.popular(MAX_SUGGESTIONS) if other not in known]
         relationships = await self._edges.relationships(user_id, others)

@@ -155,8 +155,8 @@ class AuthService(AuthServiceServicer):
         user_id, session_id = presented.user_id, presented.session_id
         outcome = await self._sessions.rotate(user_id, session_id, presented.hash, digest, now_ms, expires_ms)
         if outcome is Rotation.REUSED:
-            # A reused token means that it was stolen. The thief cannot be distinguished from the user, so the session
-            # ends for both.
+            # A refresh token that is used again after its successor was probably stolen. The service cannot tell the
+            # thief from the user, so it ends the session for both.
             log.warning(LogEvent.REFRESH_TOKEN_REUSED, user_id=user_id, session_id=session_id)
             await run_to_completion(self._end_session(user_id, session_id), keep_context=True)
         if outcome is not Rotation.DONE:

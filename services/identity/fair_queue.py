@@ -51,7 +51,7 @@ class FairQueue(Generic[T]):
         return item
 
     def discard(self, key: str, item: T) -> None:
-        """Removes the item. Does nothing if it is not in the queue."""
+        """Removes the item from the line of `key`. Does nothing if the item is not in the line."""
         line = self._lines.get(key)
         if line is not None and item in line:
             line.remove(item)

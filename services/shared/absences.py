@@ -17,8 +17,9 @@ from services.platform.ids.snowflake import timestamp_ms
 TOPICS = ("user.suspended", "user.deleted", "user.reinstated")
 _BACK = "user.reinstated"
 
-# Called with a user id, whether the user's actions are excluded from counts, and the time of that decision in Unix
-# microseconds. It may be called again with the same or an earlier decision and must then change nothing.
+# Called with a user id, whether the user's actions are excluded from counts, and the time of the suspension,
+# deactivation or reinstatement in Unix microseconds. A further call with the same or an earlier time must change
+# nothing.
 SetAbsent = Callable[[int, bool, int], Awaitable[None]]
 
 
@@ -29,7 +30,7 @@ def following_absences(set_absent: SetAbsent) -> Apply:
         for delivered in events:
             event = event_pb2.Event.FromString(delivered.payload)
             version = int(getattr(event, delivered.topic.replace(".", "_")).version)
-            # An event id has a resolution of 1 ms, so the account's version orders decisions within one millisecond.
+            # An event id has a resolution of 1 ms, so the account's version orders events within one millisecond.
             await set_absent(
                 delivered.key, delivered.topic != _BACK, timestamp_ms(delivered.event_id) * 1000 + version % 1000
             )

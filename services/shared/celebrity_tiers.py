@@ -81,8 +81,8 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
         return since is not None and now_ms - since >= self._margin_ms
 
     def demoted_since(self, ms: int) -> Sequence[int]:
-        """Returns the users who stopped being celebrities after `ms` (Unix milliseconds). Graph reports such changes
-        for 31 days."""
+        """Returns the users who stopped being celebrities after `ms` (Unix milliseconds). Graph sends demotions for 31
+        days."""
         if self._connected:
             self._change_tracker.read(_TIERS)
         else:
@@ -112,7 +112,7 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
             self._snapshot.extend(message.entries)
             if not message.snapshot_end:
                 return
-            # All entries are replaced without an await in between, so no reader sees half a snapshot.
+            # All entries are replaced without an await in between, so no reader gets an incomplete snapshot.
             self._celebrity_since.clear()
             self._demoted_at.clear()
             self.version += 1

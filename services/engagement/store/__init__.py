@@ -1,5 +1,6 @@
 """The port of the engagement store. A like or bookmark is a row, never only a counter. The rows, counts and event of a
-write are committed together or not at all.
+write are committed together or not at all. (On Cassandra they become complete eventually, even if the process dies in
+between.)
 
 A read returns every write that completed before the read began. Methods raise UNAVAILABLE if the store cannot answer
 now. After that, a write may be stored on Cassandra, but not on SQLite; the caller can repeat it. Tweet ids are the ids

@@ -19,6 +19,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.events import WriteStamp
 
+# Called with the new tiers of users whose tier a write of this process has changed.
 TierHook = Callable[[Sequence[pb.TierEntry]], None]
 
 # Maximum number of events of one write: a block, the two follows that it ends, and a tier change of each of the two
@@ -44,8 +45,8 @@ class Position(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The result of a write: the relationship after it, seen from the user who wrote, and whether the write changed
-    anything."""
+    """The result of a write: the relationship of the user who wrote to the other user after the write, and whether the
+    write changed anything."""
 
     relationship: pb.Relationship
     changed: bool
@@ -111,7 +112,7 @@ class EdgeLists(Protocol):
         """Returns up to `limit` users with at least one follower, the most followed first, then by id.
 
         The result does not depend on a reader: the caller removes followees and hidden users. SQLite returns exact
-        results; Cassandra estimates from a sample that may be a minute old.
+        results; Cassandra returns an estimate from a sample, which may be a minute old.
         """
 
 
@@ -134,7 +135,7 @@ class CountStore(Protocol):
     """The follower and followee counts of users."""
 
     async def batch_get(self, user_ids: Sequence[int]) -> Mapping[int, pb.UserCounts]:
-        """Returns exact follower and followee counts by user id, without users who have neither."""
+        """Returns exact follower and followee counts by user id; omits users without followers and followees."""
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
@@ -156,8 +157,8 @@ class TierStore(Protocol):
     async def reclassify(
         self, user_id: int, choice: pb.TierChoice.ValueType, change: WriteStamp
     ) -> tuple[pb.Tier.ValueType, bool]:
-        """Stores the operator's `choice` for the user and sets the tier that results from it. Returns that tier and
-        whether it differs from the tier before."""
+        """Stores the operator's `choice` for the user, and sets the tier that results from the choice and the number of
+        followers. Returns that tier, and whether it differs from the tier before."""
 
     async def list_since(self, since_ms: int) -> list[pb.TierEntry]:
         """Returns the celebrities and the users demoted at `since_ms` or later, in no particular order."""

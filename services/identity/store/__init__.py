@@ -35,7 +35,8 @@ class Account(NamedTuple):
 
 
 class NewAccount(NamedTuple):
-    """An account to create, with the two keys under which it must be unique and the event of its creation."""
+    """An account to create, with its username and e-mail address in lower case, which must be unique, and the event of
+    its creation."""
 
     account: Account
     username_key: str
@@ -163,9 +164,10 @@ class SessionStore(Protocol):
         token has the same successor at each use.
 
         Returns DONE, and stores `presented` as the last used token, if `presented` is the successor of the last used
-        token. Returns DONE, and changes nothing, if `presented` is the last used token itself, or the token before it
-        within the grace period (rotation.REFRESH_GRACE_MS). Returns REUSED for any other token, and ENDED if the
-        session is not live. `now_ms` and `expires_ms` (the new expiry of the session) are Unix milliseconds.
+        token. Returns DONE, and changes nothing, if `presented` is the last used token itself, or, within the grace
+        period (rotation.REFRESH_GRACE_MS), the token that was used before the last one. Returns REUSED for any other
+        token, and ENDED if the session is not live. `now_ms` and `expires_ms` (the new expiry of the session) are Unix
+        milliseconds.
         """
 
     async def list_live(self, user_id: int, now_ms: int, before_id: int, limit: int) -> list[Session]:

@@ -1,4 +1,4 @@
-"""Builds pages of users whom the reader may see from the entries of a store."""
+"""Builds pages of users from the entries of a store, without users whom the reader may not see."""
 
 from __future__ import annotations
 

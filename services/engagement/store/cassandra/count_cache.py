@@ -1,7 +1,7 @@
 """A count cache in Redis, shared by all processes, so that a page of tweets is not counted anew for each reader.
 
 A count is stored with a TTL, and only if its key has no value. After a writer has written its rows, and before it
-responds, it replaces the value by a "changed" marker, which expires after CHANGED_TTL_MS. So a count that began before
+responds, it replaces the value by _CHANGED, which expires after CHANGED_TTL_MS. So a count that began before
 the write cannot be stored after the write. While Redis is unavailable, no count is cached.
 """
 
@@ -20,10 +20,10 @@ COUNT_TTL_MS = 600_000
 # TTL in milliseconds of the count of a tweet with sharded reactions. Its stored totals are some seconds old anyway, and
 # the recount that updates them does not mark the count as changed.
 SHARDED_COUNT_TTL_MS = 1_000
-# TTL in milliseconds of the "changed" marker. It is longer than MAX_COUNTING_S, plus the time until Redis stores a
-# count: so a count that began before the change still finds the marker, and is not stored.
+# TTL in milliseconds of the value _CHANGED. It is longer than MAX_COUNTING_S, plus the time until Redis stores a count:
+# so a count that began before the change still finds _CHANGED, and is not stored.
 CHANGED_TTL_MS = 5_000
-# Maximum time in seconds from the begin of a count until it is sent to Redis; a slower count is not cached.
+# Maximum time in seconds from the start of a count until it is sent to Redis; a slower count is not cached.
 MAX_COUNTING_S = 3.0
 _CHANGED = b"-"
 _COUNTED = b"+"
@@ -57,7 +57,7 @@ class CachedCounts(SharedKeyClient):
         async def fill(node: Node, some: Sequence[int]) -> None:
             connection = await node.reads()
             ttls_ms = [SHARDED_COUNT_TTL_MS if i in short_lived else COUNT_TTL_MS for i in some]
-            # After a slower count, the marker of a change may have expired, and the count may lack the change.
+            # After a slower count, the _CHANGED of a write may have expired, and the count may lack the write.
             if self._monotonic() < began + MAX_COUNTING_S:
                 sets = [
                     command("SET", key_of(_KIND, i, connection), _COUNTED + frames[i], "NX", "PX", ttl_ms)
@@ -69,7 +69,7 @@ class CachedCounts(SharedKeyClient):
 
     async def changed(self, tweet_ids: Iterable[int]) -> None:
         """Marks the counts of these tweets as changed. Call this method after the rows are written. If Redis does not
-        accept a marker, a background task retries until Redis does."""
+        accept a mark, a background task retries until Redis accepts it."""
         ids = list(dict.fromkeys(tweet_ids))
         if not await self._publish_changed(ids):
             self._queue_retry(self._publish_changed, ids)

@@ -1,8 +1,9 @@
 """Tables and statements of the engagement store in Cassandra. A row of `marks` is a reaction; its column `place` is the
 reaction id.
 
-A user's partition of `marks` is the source of truth. It is written by lightweight transactions only, so each change has
-one winner, which also notes its event there. The other tables are copies with one row per reaction, inserted once and
+A user's partition of `marks` is the source of truth. It is written by lightweight transactions only, so exactly one of
+several concurrent changes is applied. The transaction also stores a note there: a row that proves that the event of the
+change was committed. The other tables are copies with one row per reaction, inserted once and
 deleted once with fixed write timestamps, so copies may be written in any order and any number of times.
 """
 
@@ -11,16 +12,16 @@ from __future__ import annotations
 from services.engagement.store import ReactionKind
 from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 
-# Write timestamps of a copy: the deletion wins over the insertion, however late that arrives.
+# Write timestamps of a copy: the deletion wins over the insertion, even if the insertion arrives later.
 ADDED, REMOVED = 1, 2
 # Write timestamp with which an unlike deletes the UNCOUNTED row of its like. It is later than every clock, so that a
-# later decision about the user cannot insert the row again.
+# later suspension of the user cannot insert the row again.
 FOREVER_US = 1 << 62
 # Stored kinds of rows in `marks`: append, never renumber. The `item` of a note is the id of its event.
 NUMBERS = {ReactionKind.LIKE: 0, ReactionKind.BOOKMARK: 1}
 NOTE = 2
 # Only in `marks_by_tweet`, all in the first bucket: likes that are not counted because their user is suspended or
-# deactivated. The write timestamp is the time of that decision.
+# deactivated. The write timestamp is the time of the suspension or deactivation.
 UNCOUNTED = 3
 # The first SHARD_FROM reactions of a kind to a tweet are in one bucket (FIRST_BUCKET). Later reactions of the kind are
 # in one of BUCKETS more buckets, chosen by user.

@@ -44,7 +44,7 @@ class CassandraEngagementStore:
         self._count_cache = CachedCounts(redis, time.monotonic)
         self.writer = ReactionWriter(keyspace, self._count_cache, self.counter, log, clock)
         self.outbox = self.writer.outbox
-        # Keys are (tweet id, user id, is like). Identical concurrent calls are coalesced.
+        # Keys are (tweet id, user id, is like). Identical concurrent calls share one result.
         self._likes: SingleFlight[tuple[int, int, bool], int] = SingleFlight()
 
     @classmethod

@@ -117,7 +117,7 @@ class SqliteEngagementStore:
         self.db = db
         self._counts = counts
         self._reactions = ReactionCache()
-        # Keyed by tweet id: a reaction changes the tweet's counts and the viewer state of the user.
+        # Tracks changes by tweet id, because a reaction changes the tweet's counts and the viewer state of the user.
         self._revisions = ChangeTracker()
         # Number of committed writes. A read caches its result only if this number did not change during the read;
         # otherwise the result may be older than a write.
@@ -125,7 +125,8 @@ class SqliteEngagementStore:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Opens or creates the database file. Raises FAILED_PRECONDITION if another process has the file open."""
+        """Opens or creates the database file. Raises FAILED_PRECONDITION if another process owns the file, if the file
+        cannot be opened as a database, or if a newer release migrated it."""
         db = await Database.open(path, MIGRATIONS)
         try:
             rows = await db.read(lambda c: c.execute(_NEWEST_COUNTS, (NEWEST_COUNTS,)).fetchall())

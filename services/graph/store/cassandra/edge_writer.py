@@ -1,10 +1,10 @@
 """Writes edges: first the row of the two users by compare-and-set, then the rows and events that depend on it.
 
-The writer that wins the compare-and-set has made the change, so concurrent attempts cause one change and one event. The
-follow-up writes (lists by user, dirty counts, outbox) are one unlogged batch. The batch need not be logged, because it
-is idempotent and any process can repeat it: the writer stores an intent, which names the pair, before the change, and
-marks the intent as finished after the batch. If a process dies in between, the next writer of the pair finishes the
-change, or the intent sweeper does.
+The writer whose compare-and-set is applied has made the change, so concurrent attempts cause one change and one event.
+The follow-up writes (lists by user, dirty counts, outbox) are one unlogged batch. The batch need not be logged, because
+it is idempotent and any process can repeat it: the writer stores an intent, which names the pair, before the change,
+and marks the intent as finished after the batch. If a process dies in between, the next writer of the pair or the
+intent sweeper runs the follow-up writes.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class EdgeWriter:
 
         A count of more than a thousand rows runs at most once in RECOUNT_EVERY_MS; in between `followers` returns the
         previous number, which lacks the newest follows. So the wait makes sure that the tier reflects the last follow
-        of a burst too. Repeats this while further follows of the user arrive.
+        of a burst too. Repeats both while further follows of the user arrive.
         """
         while user_id in self._stale:
             await asyncio.sleep(RECOUNT_EVERY_MS / 1000)

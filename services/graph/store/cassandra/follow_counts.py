@@ -1,4 +1,4 @@
-"""Computes follower and followee counts by counting rows, so that a duplicate event cannot count twice.
+"""Computes follower and followee counts by counting rows, so that a repeated write is not counted twice.
 
 A write marks the counts that it changes as dirty. A count becomes clean when its rows are counted at least
 SETTLED_AFTER_MS after the last change. If a dirty count is at most SMALL, its rows are counted at every read; if the
@@ -133,7 +133,7 @@ class FollowCounts:
 
     async def _count(self, due: Sequence[tuple[int, _CountRow]], now_ms: int) -> list[int]:
         """Counts the rows of each count in `due` (user id, count row), in parallel, and returns the results in order.
-        Stores a result if it is greater than SMALL, or if the count becomes clean by it."""
+        Stores a result if it is greater than SMALL, or if the count is clean after it."""
         keyspace = self._keyspace
         followers = [(user_id, entry.bucket) for user_id, entry in due if entry.side == FOLLOWERS]
         following = [(user_id,) for user_id, entry in due if entry.side == FOLLOWING]

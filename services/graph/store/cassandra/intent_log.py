@@ -1,4 +1,5 @@
-"""Intents: one is stored before a pair changes and finished once the follow-up writes of that change are done.
+"""Stores intents. An intent is stored before a pair changes, and is marked as finished after the follow-up writes of
+the change.
 
 If a writer dies in between, its unfinished intent shows that follow-up writes of the change may be missing. The intents
 of one minute are in few partitions, so that the intents of concurrent changes are written as one batch.
@@ -21,7 +22,8 @@ SHARDS = 4
 # The TTL of intents in seconds, equal to the table's default TTL. A sweep covers all minutes of this time, and no mesh
 # is expected to be down for longer.
 LIVE_S = 3 * 24 * 3600
-# Time in seconds before its expiry from which an intent counts as expired. The clocks of processes differ by less.
+# Time in seconds before the expiry of an intent from which the intent counts as expired. The clocks of processes differ
+# by less than this time.
 NEARLY_S = 600
 # Maximum number of pairs remembered as finished; beyond it, the least recently used one is dropped and read again when
 # needed. A pair takes about 150 bytes: 15 MB in all.
@@ -53,7 +55,8 @@ class IntentLog:
         await self._batcher.write(partition, (schema.ADD_INTENT, (*partition, pair.low, pair.high, pair.stamp)))
 
     async def finish(self, pair: Pair) -> None:
-        """Marks the pair's last change as finished. Call it after all follow-up writes, because readers rely on them.
+        """Marks the pair's last change as finished. Call this method after all follow-up writes, because no process
+        repeats the follow-up writes of a finished change.
         Raises UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED."""
         partition = _partition(pair)
         await self._batcher.write(partition, (schema.FINISH_INTENT, (*partition, pair.low, pair.high, pair.stamp)))

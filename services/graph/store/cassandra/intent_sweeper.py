@@ -39,8 +39,8 @@ log = structlog.get_logger(__name__)
 
 
 class IntentSweeper(BackgroundWorker):
-    """A worker that reads the intents of past minutes and runs the follow-up writes of unfinished changes. It begins
-    with the intents of earlier processes. Several processes may sweep at once, because the follow-up writes are
+    """A worker that reads the intents of past minutes and runs the follow-up writes of unfinished changes. Also
+    finishes changes of processes that have ended. Several processes may sweep at once, because the follow-up writes are
     idempotent. `clock` returns Unix seconds."""
 
     def __init__(self, keyspace: Keyspace, edge_writer: EdgeWriter, clock: Callable[[], float]) -> None:

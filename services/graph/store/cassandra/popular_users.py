@@ -62,7 +62,7 @@ class PopularUsers:
         return [row[0] for page in pages for row in page]
 
     async def _counted(self, sample: list[int]) -> list[int]:
-        """Returns the users whom the sample follows most often, sorted by their exact follower counts."""
+        """Returns the users whom most users in the sample follow, sorted by their exact follower counts."""
         keys = [(user_id, *TOP, FROM_EACH) for user_id in sample]
         seen: Counter[int] = Counter()
         for rows in await self._keyspace.read_each(schema.PAGES[Listing.FOLLOWING], keys):

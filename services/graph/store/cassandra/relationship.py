@@ -35,8 +35,8 @@ class EdgeType(IntEnum):
 
 
 class Edge(NamedTuple):
-    """When the edge was made (Unix milliseconds) and, for a follow, the bucket of the followee's followers that holds
-    it."""
+    """The time at which the edge was created (Unix milliseconds) and, for a follow, the bucket of the followee's
+    followers in which the edge is stored."""
 
     at_ms: int
     bucket: int = 0
@@ -48,7 +48,7 @@ NO_EDGES: Edges = (None,) * (2 * len(EdgeType))
 
 
 class EdgeAction(Enum):
-    """An action of one user on another: the edge type, and whether the edge is created (True) or deleted."""
+    """An action of one user on another: the edge type, and whether the edge is created (True) or deleted (False)."""
 
     FOLLOW = (EdgeType.FOLLOW, True)
     UNFOLLOW = (EdgeType.FOLLOW, False)
@@ -123,13 +123,14 @@ class Pair(NamedTuple):
         return tuple(edges)
 
     def changed(self, edges: Edges, change: WriteStamp, now_us: int) -> Pair:
-        """Returns the row after `change`. Its stamp is later than the stored one, even if the clock was set back."""
+        """Returns the row after `change`. The stamp of the new row is later than the stored stamp, even if the clock
+        was set back."""
         last = json.dumps([self.edges, change.at_ms, change.event_ids, change.traceparent], separators=(",", ":"))
         return Pair(self.low, self.high, change.version, max(now_us, self.stamp + 1), last, edges)
 
 
 class EdgeChange(NamedTuple):
-    """The last change of a pair: its write stamp, and the edges before it."""
+    """The last change of a pair: its write stamp, and the edges before the change."""
 
     pair: Pair
     change: WriteStamp

@@ -111,7 +111,7 @@ FOLLOWERS_PAGE = """
 SELECT at_ms, other_id FROM followers_by_user WHERE user_id = ? AND bucket = ? AND (at_ms, other_id) < (?, ?) LIMIT ?
 """
 _PAGE = "SELECT at_ms, other_id FROM {} WHERE user_id = ? AND (at_ms, other_id) < (?, ?) LIMIT ?"
-# Followers have a statement of their own, because they are sharded into buckets.
+# Followers have a separate statement, because they are sharded into buckets.
 PAGES = {
     Listing.FOLLOWING: _PAGE.format("following_by_user"),
     Listing.BLOCKS: _PAGE.format("blocks_by_user"),

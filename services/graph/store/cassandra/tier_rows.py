@@ -68,8 +68,9 @@ class TierRows:
         """Sets the user's tier to the one that the tier rule assigns to a user with this number of followers. Returns
         whether the tier changed; the event of a change gets the id `event_id`.
 
-        The rule normally depends on the current tier too, because a celebrity stays one down to 0.8 of the threshold.
-        With `from_count_alone`, used after a change of the threshold, it ignores the current tier. Raises UNAVAILABLE
+        The rule normally depends on the current tier too, because a celebrity stays a celebrity until the number falls
+        below 0.8 of the threshold. With `from_count_alone`, used after a change of the threshold, the rule ignores the
+        current tier. Raises UNAVAILABLE
         if too many concurrent writes conflict on the row.
         """
 
@@ -84,8 +85,8 @@ class TierRows:
         self, user_id: int, choice: pb.TierChoice.ValueType, followers: int, change: WriteStamp, event_id: int
     ) -> tuple[pb.Tier.ValueType, bool]:
         """Stores the operator's `choice` for the user and sets the tier that results from the choice and the number of
-        followers. Returns that tier and whether it is a new one. Raises UNAVAILABLE if too many concurrent writes
-        conflict on the row."""
+        followers. Returns that tier, and whether it differs from the tier before. Raises UNAVAILABLE if too many
+        concurrent writes conflict on the row."""
 
         def due(current: TierRow) -> _Due:
             return (
@@ -158,7 +159,7 @@ class TierRows:
         return bool(rows) and rows[0][3] == event_id
 
     async def _read_published(self, user_id: int) -> TierRow:
-        """Reads the row, and publishes its event first if the event was not published."""
+        """Returns the user's row. If the event of the row was not published, publishes the event first."""
         rows = await self._keyspace.read(schema.TIER_ROW, user_id % SHARDS, user_id)
         if not rows:
             return TierRow()

@@ -42,7 +42,7 @@ CREATE TABLE settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT RO
 # The index for suggestions to users who follow nobody. Without the index, each request for these suggestions would read
 # and sort all counts.
 _POPULAR_SCHEMA = "CREATE INDEX counts_by_followers ON counts (followers DESC, user_id);"
-# Follows excluded from the counts of `user_id` because the other user is not active; `side` is 0 for followers, 1 for
+# Follows excluded from the counts of `user_id` because the other user is absent; `side` is 0 for followers, 1 for
 # followees.
 _UNCOUNTED_SCHEMA = """
 CREATE TABLE uncounted (

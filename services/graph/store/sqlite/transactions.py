@@ -136,8 +136,8 @@ class WriteTransaction:
         self.tiers.append(pb.TierEntry(user_id=user_id, tier=tier, changed_at_ms=at_ms))
 
     def _count_delta(self, user_id: int, side: int, other_id: int) -> int:
-        """Returns by how much a new edge changes the user's count: 1, or 0 if the other user is not active. If it is 0,
-        records that the edge is excluded from the count."""
+        """Returns by how much a new edge changes the user's count: 1, or 0 if the other user is absent. For an absent
+        user, records that the edge is excluded from the count."""
         if not is_absent(self._connection, other_id):
             return 1
         self._execute(sql.UNCOUNT, (user_id, side, other_id))

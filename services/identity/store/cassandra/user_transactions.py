@@ -47,7 +47,7 @@ class UserTransactions:
         applied.
 
         Before the LWT, inserts the events into the outbox. If the LWT was applied, calls `before_publish` and then
-        publishes the events. All this continues even if the caller is cancelled. Raises UNAVAILABLE or
+        publishes the events. Runs to its end even if the caller is cancelled. Raises UNAVAILABLE or
         DEADLINE_EXCEEDED if the outcome of the LWT is unknown, and RESOURCE_EXHAUSTED if too many LWTs of the user are
         queued.
         """

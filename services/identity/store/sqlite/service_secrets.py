@@ -13,7 +13,8 @@ from pathlib import Path
 from services.platform.files import load_or_create_key, naming, private_dir, write_durably
 from services.platform.sqlite.database import Database
 
-# What happens if the operator replaces each key: part of the error message about a damaged key file.
+# What happens if a new key replaces a damaged one, by name of the key: part of the error message about a damaged key
+# file.
 _CONSEQUENCE_OF_LOSS = {
     "password_pepper": "no user can log in with the current password then",
     "refresh_token_key": "all users have to log in again",

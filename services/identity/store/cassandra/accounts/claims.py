@@ -36,7 +36,7 @@ NAMES_PER_READ = 100
 
 
 class _ClaimTable(NamedTuple):
-    """One table of claims: its statements, and the reason and the word that name the kind of name in ALREADY_EXISTS
+    """One table of claims: its statements, and the reason and the word ("username" or "email") of its ALREADY_EXISTS
     errors."""
 
     holder: str
@@ -106,8 +106,8 @@ class Claims:
             raise failures[0]
 
     async def release(self, new: Sequence[NewAccount]) -> None:
-        """Deletes the claims of these accounts. Call it only if the accounts were certainly not created. Ignores
-        errors, because another sign-up can take over a remaining claim after ABANDONED_MS."""
+        """Deletes the claims of these accounts. Call this method only if the accounts were certainly not created.
+        Ignores errors, because another sign-up can take over a remaining claim after ABANDONED_MS."""
         slots = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
 
         async def free(table: _ClaimTable, key: str, user_id: int) -> None:
@@ -128,7 +128,7 @@ class Claims:
             if not rows:
                 continue
             holder, claimed_ms = rows[0]
-            # If the response to an earlier attempt was lost, the stored claim may be the one of this sign-up.
+            # If the response to an earlier attempt was lost, the stored claim may belong to this sign-up.
             if holder == user_id:
                 return
             if claimed_ms > now_ms - ABANDONED_MS or await self._exists(holder):

@@ -1,4 +1,5 @@
-"""Creates accounts in Cassandra: claims their names, then writes each account in a batch with its event."""
+"""Creates accounts in Cassandra: claims the usernames and e-mail addresses, then writes each account in one batch with
+its event."""
 
 from __future__ import annotations
 
@@ -99,7 +100,7 @@ class AccountCreator:
         slots = asyncio.Semaphore(MAX_CONCURRENT_BATCHES)
 
         async def store(batch: Sequence[Statement]) -> None:
-            # The first batch is stored, so this import must store the other batches too. It retries each until
+            # The first batch is stored, so this import must store the other batches too. It retries each batch until
             # `give_up`.
             while True:
                 async with slots:

@@ -89,7 +89,8 @@ class CassandraAccountStore:
         for start in range(schema.bucket_of(after_id), end, BUCKETS_PER_READ):
             buckets = range(start, min(start + BUCKETS_PER_READ, end))
             rows = await self._keyspace.read_each(schema.IDS_AFTER, ((bucket, after_id, limit) for bucket in buckets))
-            # Buckets ascend and each returns its lowest ids, so cutting the list drops only higher ids.
+            # The buckets are in ascending order, and each read returns the lowest ids of its bucket. So the ids that
+            # the slice drops are higher than the ids that it keeps.
             if ids := [row[0] for batch in rows for row in batch][:limit]:
                 return ids
         return []

@@ -43,7 +43,8 @@ def decode_login(row: _Row) -> AccountLogin:
 
 
 def insert_account(connection: sqlite3.Connection, new: NewAccount) -> None:
-    """Inserts an account with the event of its creation. Raises ALREADY_EXISTS (USERNAME_TAKEN or EMAIL_TAKEN)."""
+    """Inserts an account with the event of its creation. Raises ALREADY_EXISTS if another account has the username
+    (reason USERNAME_TAKEN) or the e-mail address (EMAIL_TAKEN)."""
     account = new.account
     for column, value, reason in (
         ("username_key", new.username_key, Reason.USERNAME_TAKEN),
