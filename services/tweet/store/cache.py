@@ -1,22 +1,22 @@
-"""In-memory write-through caches of the embedded tweet store. One process owns that store, so no other process changes
-it."""
+"""What the caches of both adapters hold: the newest ids of authors, the retweets of users, and versions."""
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
 
-# Must be prime: ids share their low bits, and other divisors would put many into one shard.
+# Number of counters of ShardedVersions. It must be prime: the low bits of many ids are equal, so with another divisor
+# most ids would share few counters.
 SHARDS = 1_021
-# Ids cached per author: as many as a home timeline reads of one author. A list may grow by _SLACK_IDS more before it is
-# trimmed.
+# Number of ids kept per author: as many as a home timeline stores. A list is trimmed when it is _SLACK_IDS longer, so
+# that most new tweets need no trim.
 CACHED_IDS = 832
 _SLACK_IDS = 192
 
 
 class ShardedVersions:
-    """Versions by key, in a fixed number of counters that keys share. An unequal version may mean that another key of
-    the same counter changed; an equal one always means that this key did not."""
+    """Versions by key in a fixed number of counters, which keys share. If a key's version is the same as before, the
+    key did not change. If the version differs, the key or another key with the same counter changed."""
 
     __slots__ = ("_counts", "_shards")
 
@@ -25,17 +25,18 @@ class ShardedVersions:
         self._shards = shards
 
     def now(self, key: int) -> int:
-        """Returns the key's version. Read it before the data and compare it after."""
+        """Returns the version of the key. Callers read it before they read the data, and cache the data only if it is
+        the same afterwards."""
         return self._counts[key % self._shards]
 
     def advance(self, key: int) -> None:
-        """Makes a new version after a commit. Must be called before the writer gets its response."""
+        """Changes the version of the key. Must be called after the commit of a write and before its response."""
         self._counts[key % self._shards] += 1
 
 
 class AuthorIds:
-    """The newest ids of one author without gaps, in ascending order. `complete` means that the author has no ids older
-    than these."""
+    """The newest ids of one author's live tweets without gaps, in ascending order. `complete` is true if the author has
+    no older ids."""
 
     __slots__ = ("complete", "ids")
 
@@ -44,8 +45,8 @@ class AuthorIds:
         self.complete = complete
 
     def newest(self, before_id: int, limit: int) -> array[int] | None:
-        """Returns the newest `limit` ids below `before_id` (0: no bound), newest first; None if that needs ids older
-        than the cached ones."""
+        """Returns the newest `limit` ids below `before_id` (0: no bound), newest first. Returns None if ids are needed
+        that are older than the cached ones."""
         end = bisect_left(self.ids, before_id) if before_id else len(self.ids)
         start = end - limit
         if start < 0:
@@ -57,7 +58,8 @@ class AuthorIds:
         return found
 
     def add(self, tweet_id: int) -> None:
-        """Adds a live id. An id below all cached ones is added only if the list is complete."""
+        """Adds the id of a live tweet. An id below all cached ids is added only if `complete` is true, because ids
+        between it and the cached ones may be missing otherwise."""
         ids = self.ids
         index = bisect_left(ids, tweet_id)
         if index < len(ids) and ids[index] == tweet_id:
@@ -76,8 +78,7 @@ class AuthorIds:
 
 
 class OwnRetweets:
-    """The live retweets of one user: retweet id by original id. `complete` means that the user has no other live
-    retweets."""
+    """The live retweets of one user: retweet ids by original id. `complete` is true if the user has no others."""
 
     __slots__ = ("complete", "ids")
 

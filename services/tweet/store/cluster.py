@@ -11,8 +11,8 @@ from services.tweet.store.cassandra.stores import open_stores
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[TweetStores]:
-    """Opens the stores, with three workers: the outbox; the purge of deleted tweets, which one process of the mesh runs
-    at a time; and a consumer that repeats the side effects of committed writes."""
+    """Opens the stores, with three workers: the outbox; a consumer that repeats the follow-up writes of committed
+    writes; and the purge of deleted tweets. A lease lets only one process of the mesh run the purge."""
     cluster = require_cluster(context)
     stores = await open_stores(cluster, context.log, context.clock)
     lease = await cluster.job_lease(PURGE)

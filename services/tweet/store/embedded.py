@@ -12,7 +12,7 @@ from services.tweet.store.sqlite.stores import open_stores
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[TweetStores]:
-    """Opens the stores, with the relay of their outbox and the purge of deleted tweets."""
+    """Opens the stores, with two workers: the relay of their outbox and the purge of deleted tweets."""
     stores = await open_stores(context.data_dir / "tweet.db")
     purge = purge_job(stores.purge, context.clock, context.settings.delete_grace_s, always)
     return OpenedStore(stores, (Relay(stores.db, context.log), purge))

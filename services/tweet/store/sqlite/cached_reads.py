@@ -17,34 +17,39 @@ from services.shared.hydration.fragments import framed
 from services.tweet.store.cache import AuthorIds, OwnRetweets
 from services.tweet.store.sqlite import schema as sql
 
-# The cache holds at most twice as many tweet records, of about 0.4 KB each: 50 MB.
+# Size of the cache of tweets. A GenerationalCache holds at most twice its size: 131,072 tweets of about 0.4 KB, 50 MB.
 CACHED_CORES = 65_536
-# Authors whose newest tweet ids are cached. An author's list usually has a few ids and takes at most 8 KB.
+# Size of the cache of authors' newest ids. Most authors have few ids; a list takes at most 8 KB.
 CACHED_AUTHORS = 16_384
-# Ids loaded for an author who is not cached: a few pages.
+# Minimum number of ids read for an author who is not cached: a few pages.
 FILL_IDS = 128
-# Retweets cached per user; those of more active users are read from the database.
+# Maximum number of retweets cached per user. The older retweets of users with more are read from the database.
 CACHED_RETWEETS = 1_000
-# Users whose own retweets are cached. Most have none; an entry takes at most 0.1 MB.
+# Size of the cache of users' retweets. Most users have none; an entry takes at most 0.1 MB.
 CACHED_RETWEETERS = 16_384
 
+# Tag of the field `cores` of BatchGetTweetCoresResponse. A frame is a serialized TweetCore with tag and length in
+# front: frames one after the other are a serialized response.
 _FRAME_TAG = b"\x0a"
 
 
 class CachedReads:
-    """Reads tweets and lists through caches. A read caches the rows that it loaded only if `changes` shows that none of
-    them was written meanwhile; the writer calls the other methods after its commit and before its response."""
+    """Reads tweets and lists through caches.
+
+    A read caches what it loaded only if `changes` shows that no row of it was written meanwhile. A writer calls `add`
+    and the `invalidate_…` methods after its commit and before its response, so that later reads return the write.
+    """
 
     def __init__(self, db: Database, changes: ChangeTracker) -> None:
         self._db = db
         self._changes = changes
-        # Serialized TweetCore messages, each with the field tag of BatchGetTweetCoresResponse in front.
+        # Frames by tweet id.
         self._cores: GenerationalCache[int, bytes] = GenerationalCache(CACHED_CORES)
         self._authors: GenerationalCache[int, AuthorIds] = GenerationalCache(CACHED_AUTHORS)
         self._retweets: GenerationalCache[int, OwnRetweets] = GenerationalCache(CACHED_RETWEETERS)
 
     def add(self, core: tweet_pb2.TweetCore) -> None:
-        """Caches a tweet that was just created."""
+        """Caches a new tweet, and adds it to its author's cached lists."""
         head = core.head
         self._cores.put(head.id, frame_core(core.SerializeToString()))
         if (known := self._authors.get(head.author_id)) is not None:
@@ -55,25 +60,25 @@ class CachedReads:
                 self._retweets.pop(head.author_id)
 
     def invalidate_tweets(self, tweet_ids: Sequence[int]) -> None:
-        """Drops the cached tweets."""
+        """Drops the tweets from the cache, because they or their counts changed."""
         self._changes.changed(tweet_ids)
         for tweet_id in tweet_ids:
             self._cores.pop(tweet_id)
 
     def invalidate_counts(self, author_id: int, tweet_ids: Sequence[int]) -> None:
-        """Drops the tweets whose counts changed through a write of this author, and stops reads in progress of the
-        author's lists from caching their result."""
+        """Drops the tweets from the cache whose counts a write of the author changed. Reads of the author's lists that
+        are in progress do not cache their results."""
         self._changes.changed((author_id,))
         self.invalidate_tweets(tweet_ids)
 
     def invalidate_author(self, author_id: int) -> None:
-        """Drops the author's cached lists."""
+        """Drops the author's ids and retweets from the cache."""
         self._changes.changed((author_id,))
         self._authors.pop(author_id)
         self._retweets.pop(author_id)
 
     async def frames(self, ids: Sequence[int]) -> list[bytes | None]:
-        """Returns a framed TweetCore for each id, in order; None if it does not exist."""
+        """Returns the frame of each tweet in the order of `ids`, None for a tweet that does not exist."""
         get = self._cores.get
         frames = [get(tweet_id) for tweet_id in ids]
         if None in frames:
@@ -112,7 +117,8 @@ class CachedReads:
         return loaded
 
     async def newest_ids(self, author_ids: Sequence[int], before_id: int, per_author: int) -> dict[int, Sequence[int]]:
-        """Returns the newest `per_author` live ids of each author below `before_id` (0: no bound), newest first."""
+        """Returns for each author the newest `per_author` ids of live tweets below `before_id` (0: no bound), newest
+        first. Each author has an entry."""
         missing: list[int] = []
         lists: dict[int, Sequence[int]] = {}
         for author_id in author_ids:
@@ -146,7 +152,8 @@ class CachedReads:
 def _read_author_ids(
     connection: sqlite3.Connection, author_id: int, before_id: int, per_author: int, fill: int
 ) -> tuple[AuthorIds, Sequence[int]]:
-    """Returns the author's newest `fill` ids for the cache, and the `per_author` newest below `before_id`."""
+    """Returns the author's newest `fill` ids, to be cached, and the newest `per_author` ids below `before_id` (0: no
+    bound), newest first."""
     rows = connection.execute(sql.AUTHOR_IDS, (author_id, sql.NO_BOUND, fill)).fetchall()
     newest = AuthorIds(array("q", [row[0] for row in reversed(rows)]), complete=len(rows) < fill)
     ids: Sequence[int] | None = newest.newest(before_id, per_author)
@@ -156,7 +163,7 @@ def _read_author_ids(
 
 
 def core_of(row: Sequence[Any]) -> tweet_pb2.TweetCore:
-    """Parses a row of the view `cores`; a hidden tweet gets an empty core."""
+    """Returns the TweetCore of a row of the view `cores`. A hidden tweet has an empty core."""
     state = row[8]
     return tweet_pb2.TweetCore(
         head=tweet_pb2.TweetHead(
@@ -178,5 +185,5 @@ def core_of(row: Sequence[Any]) -> tweet_pb2.TweetCore:
 
 
 def frame_core(core: bytes) -> bytes:
-    """Returns a serialized TweetCore as a field of BatchGetTweetCoresResponse."""
+    """Returns the frame of a serialized TweetCore."""
     return framed(_FRAME_TAG, core)

@@ -13,8 +13,8 @@ from services.tweet.store.sqlite.cached_reads import CachedReads
 
 
 class SqliteLinkLists:
-    """Implements LinkLists on SQLite. Only a user's own retweets are cached. `versions` are advanced by the writer, by
-    conversation id."""
+    """Implements LinkLists on SQLite. Only the retweets of a user are cached. `versions` has the versions of
+    conversations; the writer of a reply changes them."""
 
     def __init__(self, db: Database, cached: CachedReads, versions: ShardedVersions) -> None:
         self._db = db

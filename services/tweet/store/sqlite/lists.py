@@ -14,7 +14,8 @@ from services.tweet.store.sqlite.cached_reads import CachedReads
 
 
 class SqliteTweetLists:
-    """Implements TweetLists on SQLite. The newest ids of authors are cached. `changes` counts the writes by author id."""
+    """Implements TweetLists on SQLite. The newest ids of authors are cached. `changes` tracks the writes by author id,
+    for the read sets of responses."""
 
     def __init__(self, db: Database, cached: CachedReads, changes: ChangeTracker) -> None:
         self._db = db

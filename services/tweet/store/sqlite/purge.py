@@ -7,7 +7,7 @@ from services.platform.sqlite.database import Database
 from services.tweet.store.sqlite import transactions
 from services.tweet.store.sqlite.cached_reads import CachedReads
 
-# Rows that a purge deletes per transaction: a longer transaction would delay posts.
+# Maximum number of rows that a purge deletes per transaction. Posts wait while a transaction runs.
 PURGE_STEP = 500
 
 
@@ -17,8 +17,8 @@ class SqlitePurgeStore:
     def __init__(self, db: Database, cached: CachedReads) -> None:
         self._db = db
         self._cached = cached
-        # True at the start, because an earlier process may have died between a purge and the wipe of the write-ahead
-        # log, which then still contains the texts.
+        # Whether the write-ahead log may contain texts of purged tweets. True at the start, because an earlier process
+        # may have died after a purge, before it wiped the log.
         self._log_to_wipe = True
 
     async def purge(self, before_s: int, limit: int) -> int:
@@ -31,7 +31,7 @@ class SqlitePurgeStore:
                 break
         self._log_to_wipe |= purged > 0
         if self._log_to_wipe:
-            # Otherwise the purged texts would stay in the write-ahead log until it is overwritten.
+            # Without this the purged texts would stay in the write-ahead log until SQLite overwrites it.
             await self._db.wipe_log()
             self._log_to_wipe = False
         return purged

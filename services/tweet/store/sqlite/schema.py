@@ -10,7 +10,7 @@ from services.platform.sqlite.absences import ABSENCES_SCHEMA
 from services.platform.sqlite.outbox import OUTBOX_SCHEMA
 
 LIVE, DELETED, REMOVED = 0, 1, 2
-# Larger than every id.
+# Larger than every id: the bound of a list from the newest entry on.
 NO_BOUND = (1 << 63) - 1
 
 _TWEETS = """
@@ -35,8 +35,9 @@ CREATE TABLE idempotency_keys (
 ) WITHOUT ROWID;
 CREATE INDEX idempotency_keys_by_expiry ON idempotency_keys (expires_at_s);
 """
-# Partial indexes, because most tweets have no link. Hidden replies stay in the index, because threads show them as
-# tombstones. A user has at most one retweet of an original that is not deleted.
+# Partial indexes, because most tweets have no links. `replies_by_tweet` includes hidden replies, because threads show
+# them as tombstones. `retweets_by_author` is unique: a user has at most one retweet of an original, not counting those
+# that the user deleted.
 _LINKS = """
 CREATE INDEX replies_by_tweet ON tweets (reply_to_id, id, state) WHERE reply_to_id > 0;
 CREATE INDEX quotes_by_tweet ON tweets (quote_of_id, id, state) WHERE quote_of_id > 0 AND state = 0;
@@ -47,7 +48,7 @@ CREATE TABLE revisions (
     PRIMARY KEY (tweet_id, version)
 ) WITHOUT ROWID;
 """
-# Replies, retweets and quotes that are not counted because their author is suspended or deactivated.
+# The ids of live replies, retweets and quotes that are excluded from counts because their author is absent.
 _UNCOUNTED = "CREATE TABLE uncounted_links (tweet_id INTEGER PRIMARY KEY);"
 MIGRATIONS = (_TWEETS, OUTBOX_SCHEMA, _LINKS, ABSENCES_SCHEMA, _UNCOUNTED)
 UNCOUNT = "INSERT OR IGNORE INTO uncounted_links (tweet_id) VALUES (?)"
@@ -95,7 +96,7 @@ COUNT_OF_AUTHOR = """
 INSERT INTO author_counts (author_id, tweets) VALUES (?, ?)
 ON CONFLICT (author_id) DO UPDATE SET tweets = tweets + excluded.tweets
 """
-# One statement for all retweeters: 0.07 s for 100,000.
+# Changes the tweet counts of all users who retweeted an original. For 100,000 users it takes 0.07 s.
 COUNT_OF_RETWEETERS = """
 UPDATE author_counts SET tweets = tweets + ? WHERE author_id IN
     (SELECT author_id FROM tweets WHERE retweet_of_id = ? AND retweet_of_id > 0 AND state = 0)

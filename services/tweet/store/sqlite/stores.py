@@ -1,4 +1,4 @@
-"""Opens the tweet stores on one SQLite file, which only this process uses."""
+"""Opens the tweet stores of the embedded backend, which share one SQLite file. Only this process uses the file."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from services.tweet.store.sqlite.lists import SqliteTweetLists
 from services.tweet.store.sqlite.purge import SqlitePurgeStore
 from services.tweet.store.sqlite.tweets import SqliteTweetStore
 
-# Must be prime. Conversations that share a counter invalidate each other: at 1,000 replies/s a version still lasts a
-# minute.
+# Number of counters for the versions of conversations; see SHARDS for why it is prime. A reply also changes the
+# versions of the conversations with the same counter: at 1,000 replies a second, each version changes about once a
+# minute for this reason.
 CONVERSATION_SHARDS = 65_521
 
 
 @dataclass(frozen=True, slots=True)
 class SqliteTweetStores(TweetStores):
-    """The stores with their database, for the relay of its outbox."""
+    """The stores, and their database `db`, which contains the outbox that the relay reads."""
 
     db: Database
 
 
 async def open_stores(path: Path) -> SqliteTweetStores:
-    """Opens or creates the file. Raises FAILED_PRECONDITION if another process has it open."""
+    """Opens the SQLite file, or creates it, and applies its migrations. Raises FAILED_PRECONDITION if another process
+    has the file open."""
     return stores_on(await Database.open(path, sql.MIGRATIONS))
 
 
 def stores_on(db: Database) -> SqliteTweetStores:
     """Returns the stores of an open database, with empty caches."""
-    # Keys are tweet ids and author ids.
+    # Its keys are tweet ids and author ids.
     changes = ChangeTracker()
     cached = CachedReads(db, changes)
     # Versions of conversations, by conversation id.

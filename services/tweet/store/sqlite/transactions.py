@@ -1,8 +1,9 @@
-"""The writes of the embedded store, each one transaction: rows, counts and event commit together or not at all.
+"""The writes of the embedded store. Each function runs in one transaction: rows, counts and event commit together or
+not at all.
 
-Counts change with the rows of the same transaction, never with events. The reply, retweet and quote counts of a tweet
-are its live rows of that kind. An author's tweet count is the number of live rows, without retweets whose original is
-hidden: hiding an original therefore lowers the counts of its retweeters, and restoring it raises them.
+Counts change in the transaction of the rows that they count. A tweet's counts of replies, retweets and quotes include
+the live ones whose authors are not absent. An author's tweet count includes the author's live tweets, but no retweets
+of hidden originals: hiding an original lowers the tweet counts of its retweeters, restoring it raises them.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store.revisions import first_revision
 from services.tweet.store.sqlite import schema as sql
 
-# Expired keys deleted by each post that stores one: more than one, so that they cannot accumulate.
+# Maximum number of expired idempotency keys that each post with a key deletes. More than one, so that expired keys do
+# not accumulate.
 SWEPT_KEYS = 4
 
 
 class WriteResult(NamedTuple):
-    """The result of a transaction: the tweet and its author, whether anything changed, and the ids of the other tweets
-    whose counts changed."""
+    """The result of a transaction: the tweet and its author, whether the transaction changed a row, and the ids of the
+    other tweets whose counts it changed."""
 
     tweet_id: int
     author_id: int
@@ -47,7 +49,8 @@ class _Row(NamedTuple):
 
 
 class _Link(NamedTuple):
-    """The references of a tweet to others, which count it; 0 if there is none of that kind."""
+    """A tweet, its author and the ids of the tweets to which it refers; each is 0 if it is no reply, retweet or
+    quote."""
 
     tweet_id: int
     author_id: int
@@ -126,7 +129,7 @@ def revise(
     row = connection.execute(sql.VERSION, (tweet_id,)).fetchone()
     if row is None or row[0] != revision.version - 1:
         return WriteResult(tweet_id, author_id, False)
-    # Most tweets are never edited: the first text becomes a row with the first edit.
+    # Most tweets are never edited, so version 1 is stored as a revision only with the first edit.
     rows = [first_revision(row[1]), revision] if row[0] == 1 else [revision]
     connection.executemany(
         sql.ADD_REVISION, [(tweet_id, r.version, r.text, r.created_at.ToMilliseconds()) for r in rows]
@@ -149,8 +152,9 @@ def revisions(connection: sqlite3.Connection, tweet_id: int) -> list[tweet_servi
 
 
 def purge(connection: sqlite3.Connection, before_s: int, limit: int) -> list[tuple[int, int]]:
-    """Deletes at most `limit` rows: tweets deleted before `before_s` (Unix seconds), each after its retweets. Returns
-    the deleted rows as (id, author id), with 0 for the author unless it is a retweet deleted with its original."""
+    """Deletes at most `limit` rows for good: tweets that their authors deleted before `before_s` (Unix seconds), and
+    their live retweets, each tweet after its retweets. Returns a pair (tweet id, author id) for each row; the author id
+    is 0 unless the row was a live retweet."""
     gone: list[tuple[int, int]] = []
     for (tweet_id,) in connection.execute(sql.PURGEABLE, (before_s, limit)).fetchall():
         gone += connection.execute(sql.RETWEETS_OF, (tweet_id, limit - len(gone))).fetchall()
@@ -164,8 +168,7 @@ def purge(connection: sqlite3.Connection, before_s: int, limit: int) -> list[tup
 
 
 def find_claimed(connection: sqlite3.Connection, user_id: int, claim: Claim) -> int:
-    """Returns the id of the tweet that the key created; 0 if the key is unused or expired. Raises ALREADY_EXISTS
-    (IDEMPOTENCY_KEY_REUSED) if it was used with another body."""
+    """Implements `TweetStore.find_claimed`."""
     row = connection.execute(sql.KEY, (user_id, claim.key, claim.now_s)).fetchone()
     if row is None:
         return 0
@@ -193,8 +196,8 @@ def _own_retweet(connection: sqlite3.Connection, user_id: int, original_id: int)
 
 
 def _count_everywhere(connection: sqlite3.Connection, tweet_id: int, row: _Row, change: int) -> list[int]:
-    """Adds a tweet to all counts when it becomes live (`change` 1), or subtracts it when it is hidden (-1). Returns the
-    ids of the tweets whose counts changed."""
+    """Adds a tweet to all counts when it becomes live (`change` is 1), or subtracts it when it is hidden (`change` is
+    -1). Returns the ids of the tweets whose counts changed."""
     if not row.retweet_of_id or _is_live(connection, row.retweet_of_id):
         connection.execute(sql.COUNT_OF_AUTHOR, (row.author_id, change))
     connection.execute(sql.COUNT_OF_RETWEETERS, (change, tweet_id))
@@ -205,13 +208,13 @@ def _count_everywhere(connection: sqlite3.Connection, tweet_id: int, row: _Row, 
 
 
 def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent: bool) -> list[int]:
-    """Excludes these tweets of one author from the counts of the tweets they refer to, or includes them again. Returns
-    the ids of the tweets whose counts changed."""
+    """Excludes these tweets of one author from the counts of the tweets to which they refer if `absent`, otherwise
+    includes them again. Returns the ids of the tweets whose counts changed."""
     changed = []
     for tweet_id in tweet_ids:
         row = connection.execute(sql.ROW, (tweet_id,)).fetchone()
         if row is None or row[1] != sql.LIVE:
-            # The tweet was hidden after it was listed, so it is in no count.
+            # The tweet was hidden after the caller read its id, so no count includes it.
             continue
         link = _Link(tweet_id, row[0], *row[3:])
         if link.targets() and connection.execute(sql.UNCOUNT if absent else sql.RECOUNT, (tweet_id,)).rowcount:
@@ -221,8 +224,8 @@ def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent:
 
 
 def _count_links(connection: sqlite3.Connection, link: _Link, change: int) -> None:
-    """Adds a tweet to the counts of the tweets that it refers to (`change` 1), or subtracts it (-1). A tweet whose
-    author is absent is not counted."""
+    """Adds a tweet to the counts of the tweets to which it refers (`change` is 1), or subtracts it (`change` is -1).
+    Counts do not include a tweet of an absent author."""
     if not link.targets():
         return
     if change > 0 and is_absent(connection, link.author_id):

@@ -18,15 +18,15 @@ from services.tweet.store.sqlite import schema as sql
 from services.tweet.store.sqlite import transactions
 from services.tweet.store.sqlite.cached_reads import CachedReads, core_of, frame_core
 
-# Tweets recounted per transaction when their author becomes absent or active.
+# Maximum number of tweets that `set_absent` excludes or includes per transaction. Posts wait while a transaction runs.
 ABSENCE_STEP = 500
 
 
 class SqliteTweetStore:
     """Implements TweetStore on SQLite.
 
-    Caches change after the commit and before the writer gets its response, in a task that the caller's cancellation
-    does not reach. A read caches the rows that it loaded only if none of them was written meanwhile.
+    A write changes the caches after its commit and before its response. It does so even if its call is cancelled
+    meanwhile. A read caches what it loaded only if no row of it was written meanwhile.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class SqliteTweetStore:
         return await self._db.read(lambda c: transactions.find_claimed(c, user_id, claim))
 
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
-        # The decision is stored first: later posts check it, and the loop below recounts the earlier tweets.
+        # The decision is stored before the loop: posts from now on read it, and the loop handles the earlier tweets.
         if not await self._db.write(lambda c: decide(c, author_id, absent, at_us)):
             return
         before_id = 0
@@ -97,7 +97,7 @@ class SqliteTweetStore:
         return tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frames)
 
     async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
-        # A retweet changes the original's counts, so the versions of the tweets cover `retweeted` too.
+        # The read set needs no key for `retweeted`: a retweet changes the counts of the original, which is among `ids`.
         self._changes.read(ids)
         frames = await self._cached.frames(ids)
         if viewer_id and (retweeted := await self._cached.find_retweets(viewer_id, ids)):
@@ -113,7 +113,7 @@ class SqliteTweetStore:
 
 
 def _with_retweeted(frame: bytes) -> bytes:
-    """Returns the framed TweetCore with `retweeted` set."""
+    """Returns the frame of the same tweet with `retweeted` set to true."""
     core = tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frame).cores[0]
     core.retweeted = True
     return frame_core(core.SerializeToString())
