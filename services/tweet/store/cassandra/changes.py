@@ -1,4 +1,4 @@
-"""Edits, deletes, removes and restores tweets in the Cassandra adapter."""
+"""Edits, deletes, removes and restores tweets in Cassandra."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from services.tweet.store.cassandra.rows import (
 from services.tweet.store.cassandra.writes import BatchWriter
 from services.tweet.store.revisions import first_revision
 
-# Rows read and changed per step if a change concerns very many rows.
+# Number of rows that a change of very many rows reads and writes at a time.
 STEP = 500
 # Smaller than every id.
 _NO_BOUND = -1
 
 
 class ChangeResult(NamedTuple):
-    """Whether a write changed the tweet, and the tweet as it was before; None if it does not exist."""
+    """The result of a write. `changed` is what the method of TweetStore returns. `tweet` is the tweet before the write,
+    None if it does not exist."""
 
     changed: bool
     tweet: Stored | None = None
@@ -45,8 +46,8 @@ class TweetUpdater:
         self._keyspace = writer.keyspace
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> ChangeResult:
-        """Implements `TweetStore.delete`. If deletions of one tweet are concurrent, several of them may return that the
-        tweet was live before."""
+        """Implements `TweetStore.delete`. Of concurrent deletions of one tweet, several may store their event and
+        return that the tweet was live."""
         known = await self._writer.require_stored(tweet_id)
         if known.hidden == cql.DELETED:
             return ChangeResult(False, known)
@@ -57,8 +58,8 @@ class TweetUpdater:
         else:
             await self._keyspace.batch(steps)
         if known.head.retweet_of_id:
-            # A later retweet takes over the claim of a deleted one. Releasing it here only saves that look-up, so a
-            # failure is harmless.
+            # A failure is harmless: a later retweet of the original takes over the claim of a deleted one. It is only
+            # faster if the claim is released.
             with contextlib.suppress(errors.RoostError):
                 await self._writer.release_retweet_claim(known)
         return ChangeResult(was_live, known)
@@ -90,7 +91,8 @@ class TweetUpdater:
 
     async def update_retweet_counts(self, tweet_id: int) -> None:
         """Includes the retweets of a tweet in the tweet counts of their authors if the tweet is live, otherwise
-        excludes them. Idempotent: the rows are written with the timestamp of the tweet's state."""
+        excludes them. Idempotent, and independent of the order of calls: the rows get the write timestamp of the
+        tweet's state."""
         known = (await self._writer.read_stored((tweet_id,))).get(tweet_id)
         after_id = _NO_BOUND
         while known is not None:
@@ -106,8 +108,8 @@ class TweetUpdater:
             after_id = rows[-1][0]
 
     async def repeat_side_effects(self, tweet_ids: Sequence[int]) -> None:
-        """Repeats the side effects of committed changes, according to the current state of the tweets: publishes their
-        versions and updates the tweet counts of their retweeters. Raises UNAVAILABLE if Redis does not accept the
+        """Repeats the follow-up writes of committed changes: changes the versions of the tweets, and updates the tweet
+        counts of their retweeters by the current state of the tweets. Raises UNAVAILABLE if Redis does not accept the
         versions."""
         for tweet_id, known in (await self._writer.read_stored(tweet_ids)).items():
             if not await self._writer.publish_tweet_change(known.head):
@@ -132,8 +134,8 @@ class TweetUpdater:
             return ChangeResult(True, known)
 
     async def _last_version(self, known: Stored) -> int:
-        """Returns the latest version. First applies it if an edit was stored in `tweet_revisions` but not in
-        `tweets_by_id`."""
+        """Returns the number of the latest version. If it is in `tweet_revisions` but not in `tweets_by_id`, because a
+        process died during an edit, first applies the edit."""
         for version, core, event in await self._keyspace.read(cql.LAST_REVISION, known.head.id):
             if version > known.version:
                 await self._apply_revision(known, version, core, Record(*event))
@@ -141,8 +143,8 @@ class TweetUpdater:
         return known.version
 
     async def _apply_revision(self, known: Stored, version: int, core: bytes, event: Record) -> None:
-        """Copies a revision to `tweets_by_id` and publishes its event. Idempotent, also if several processes do it at
-        once."""
+        """Copies a revision to `tweets_by_id` and publishes its event. Idempotent, even if several processes do it
+        concurrently."""
         tweet_id = known.head.id
         step = (cql.REVISE, (cql.created_us(tweet_id, version), version, core, tweet_id))
         await self._writer.commit([step], event, known.head)
@@ -150,8 +152,8 @@ class TweetUpdater:
     async def _insert_revision(
         self, known: Stored, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record
     ) -> bool:
-        """Inserts the revision by a lightweight transaction. Returns False if another edit took its version number.
-        Raises UNAVAILABLE (CONTENDED) if the outcome is unknown after MAX_TRIES."""
+        """Inserts the revision by an LWT. Returns False if another edit has this version number. Raises UNAVAILABLE
+        (CONTENDED) if it is unknown after MAX_TRIES attempts whether the revision is stored."""
         tweet_id = known.head.id
         text = cql.ADD_REVISION
         values: tuple[Any, ...] = (*_revision(tweet_id, revision), core.core, tuple(event))
@@ -171,8 +173,8 @@ class TweetUpdater:
         raise errors.unavailable("too many concurrent edits of this tweet: try again", reason=Reason.CONTENDED)
 
     async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
-        """Implements `TweetStore.list_revisions`. First completes an edit that was stored but not applied, because a
-        client whose edit timed out may read the revisions to see whether it was stored."""
+        """Implements `TweetStore.list_revisions`. First applies an edit that is in `tweet_revisions` only: the client
+        whose edit timed out may read the revisions to find out whether it succeeded."""
         known = (await self._writer.read_stored((tweet_id,))).get(tweet_id)
         if known is None:
             return []
@@ -189,8 +191,9 @@ class TweetUpdater:
         return found
 
     async def set_absent(self, tweet_ids: Sequence[int], absent: bool, at_us: int) -> None:
-        """Excludes these tweets of one author from the counts of the tweets they refer to, or includes them again.
-        Raises UNAVAILABLE if the new versions cannot be published."""
+        """Excludes these tweets of one author from the counts of the tweets to which they refer if `absent`, otherwise
+        includes them again. `at_us` is as in `TweetStore.set_absent`. Raises UNAVAILABLE if Redis does not accept the
+        new versions."""
         found = (await self._writer.read_stored(tweet_ids)).values()
         await self._keyspace.write_each([step for tweet in found for step in uncount(tweet, absent, at_us)])
         targets = {tweet_id for tweet in found for tweet_id, _ in links(tweet.head)}

@@ -1,9 +1,8 @@
-"""Claims decide which of several concurrent requests creates a tweet: one row per user and name, written by lightweight
-transactions only.
+"""Claims decide which of several concurrent requests creates a tweet. A claim is a row by user and name, written by
+lightweight transactions (LWT) only.
 
-A name is derived from an idempotency key or from the original of a retweet. The row contains the whole tweet, so that any
-process that finds a claim without its tweet can store that tweet under the claimed id, even if the process that made
-the claim died.
+The name is derived from an idempotency key, or from the original of a retweet. The row contains the whole tweet: if a
+process acquired a claim and died before it stored the tweet, any other process can store it.
 """
 
 from __future__ import annotations
@@ -21,18 +20,19 @@ from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.rows import NewTweet
 
-# Attempts of one transaction. An attempt fails if it conflicts with another writer or times out.
+# Maximum number of attempts of one LWT. An attempt fails if another writer changed the row, or on a timeout. After the
+# last one the call is rejected with UNAVAILABLE.
 MAX_TRIES = 5
-# The row outlives the claim by an hour, so that clock differences never end a claim early. The row contains the time at which the
-# claim ends.
+# TTL in seconds of a row for an idempotency key. The claim itself ends at `expires_at_s`, an hour earlier, so that
+# differing clocks of Cassandra servers never end it too early.
 CLAIM_TTL_S = IDEMPOTENCY_TTL_S + 3_600
-# Cassandra's TTL for "never expires".
+# The TTL of a row that never expires, in Cassandra.
 NO_TTL = 0
 
 
 class ClaimRow(NamedTuple):
-    """A claim and the tweet that it is for. The claim of an idempotency key has the hash of the request body and the
-    time of its end (Unix seconds)."""
+    """A row of `claims`. `post` is the tweet that holds the claim. `body_hash` (of the request body) and `expires_at_s`
+    (Unix seconds) are set only if the claim is for an idempotency key."""
 
     post: NewTweet
     body_hash: bytes = b""
@@ -40,24 +40,24 @@ class ClaimRow(NamedTuple):
 
 
 def key_claim_name(key: str) -> str:
-    """Returns the claim name of an idempotency key."""
+    """Returns the name of the claim for an idempotency key."""
     return f"key {key}"
 
 
 def retweet_claim_name(original_id: int) -> str:
-    """Returns the claim name of a user's only retweet of an original."""
+    """Returns the name of the claim for a user's retweet of an original. It lets a user have one retweet of it only."""
     return f"retweet {original_id}"
 
 
 def claim_row(post: NewTweet, claim: Claim) -> ClaimRow:
-    """Returns the row that reserves the idempotency key of `claim` for `post`, so that a repeat of the request finds
-    the first tweet. It expires after IDEMPOTENCY_TTL_S seconds."""
+    """Returns the row with which `post` holds the idempotency key of `claim`, until IDEMPOTENCY_TTL_S after the
+    request."""
     return ClaimRow(post, claim.body_hash, claim.now_s + IDEMPOTENCY_TTL_S)
 
 
 def is_claimed(held: ClaimRow | None, claim: Claim) -> bool:
-    """Returns whether the row holds the key of `claim` at the time `claim.now_s`. Raises ALREADY_EXISTS
-    (IDEMPOTENCY_KEY_REUSED) if it holds the key for another request body."""
+    """Returns whether the row `held` (None: there is no row) has not expired at `claim.now_s`, so that the key is used.
+    Raises ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) if it was used with another request body."""
     if held is None or held.expires_at_s <= claim.now_s:
         return False
     if held.body_hash != claim.body_hash:
@@ -68,7 +68,7 @@ def is_claimed(held: ClaimRow | None, claim: Claim) -> bool:
 
 
 def is_unknown(error: errors.RoostError) -> bool:
-    """Returns whether the result of a transaction that failed with this error is unknown: it may have been applied."""
+    """Returns whether a transaction that failed with this error may have been applied all the same."""
     return error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -79,14 +79,17 @@ class Claims:
         self._keyspace = keyspace
 
     async def find(self, user_id: int, name: str) -> ClaimRow | None:
-        """Returns the holder of the name; None if it is free. Not linearizable: a transaction in progress may be
-        missed."""
+        """Returns the claim with this name, None if there is none. Not linearizable: may miss a transaction in
+        progress."""
         return _claim_row(await self._keyspace.read(cql.CLAIM, user_id, name))
 
     async def acquire(self, name: str, wanted: ClaimRow, instead_of: int = 0) -> ClaimRow:
-        """Acquires a name for `wanted` if it is free or held by the tweet `instead_of`. Returns the row that holds the
-        name afterwards, which may be another one. Raises UNAVAILABLE if the outcome is unknown after MAX_TRIES: the
-        claim may exist then, and the next caller completes it."""
+        """Acquires the claim for `wanted` if nobody holds it, or if the tweet `instead_of` (0: none) holds it. Returns
+        the row of the claim afterwards, which is that of another tweet if that tweet holds the claim.
+
+        Raises UNAVAILABLE if it is unknown after MAX_TRIES attempts who holds the claim. If `wanted` holds it, the next
+        request with this name stores the tweet.
+        """
         user_id = wanted.post.core.head.author_id
         for _ in range(MAX_TRIES):
             try:
@@ -102,7 +105,7 @@ class Claims:
         raise errors.unavailable("too many concurrent requests create this tweet: try again", reason=Reason.CONTENDED)
 
     async def release(self, user_id: int, name: str, tweet_id: int) -> None:
-        """Releases the name if the tweet `tweet_id` holds it. Raises UNAVAILABLE if it is unknown whether it was
+        """Releases the claim if the tweet `tweet_id` holds it. Raises UNAVAILABLE if it is unknown whether it was
         released."""
         await self._keyspace.execute_lwt(cql.FREE, user_id, name, tweet_id)
 

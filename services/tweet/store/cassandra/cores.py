@@ -1,8 +1,8 @@
-"""Reads tweets with their counts from Cassandra, and caches them, each under its version in Redis.
+"""Reads tweets with their counts from Cassandra, and caches each with its version in Redis.
 
-A writer changes the version after its batch and before its response. A reader gets the version before it reads. So a
-value cached under a version contains every write that completed before that version was read. One round trip to Redis
-gets the versions of a whole page.
+A writer changes the version after its batch and before its response, and a reader reads the version before the tweet.
+So a tweet that is cached with the current version includes every write whose response was sent before. One round trip
+to Redis reads the versions of a whole page.
 """
 
 from __future__ import annotations
@@ -23,19 +23,21 @@ from services.tweet.store.cassandra.links import CassandraLinkLists
 from services.tweet.store.cassandra.rows import head_of
 from services.tweet.store.cassandra.versioned_cache import VersionedCache
 
-# About 0.5 KB each: at most some 65 MB.
+# Size of the cache of tweets. A GenerationalCache holds at most twice its size: 131,072 tweets of about 0.5 KB, 65 MB.
 CACHED_CORES = 65_536
+# Tag of the field `cores` of BatchGetTweetCoresResponse. A frame is a serialized TweetCore with tag and length in
+# front: frames one after the other are a serialized response.
 _FRAME_TAG = b"\x0a"
 
 
 class TweetCores:
-    """Reads tweets by id. `links` counts the replies, retweets and quotes of each."""
+    """Reads tweets by id. `links` counts their replies, retweets and quotes."""
 
     def __init__(self, keyspace: Keyspace, shared: SharedVersions, links: CassandraLinkLists) -> None:
         self._keyspace = keyspace
         self._shared = shared
         self._links = links
-        # Serialized TweetCore messages, each with the field tag of BatchGetTweetCoresResponse in front.
+        # Frames by tweet id.
         self._frames: VersionedCache[bytes] = VersionedCache(CACHED_CORES, time.monotonic)
 
     async def get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
@@ -50,7 +52,8 @@ class TweetCores:
         return b"".join([found[tweet_id] for tweet_id in ids if tweet_id in found])
 
     async def read(self, ids: Sequence[int]) -> dict[int, tweet_pb2.TweetCore]:
-        """Returns the tweets that exist by id, with their counts, from Cassandra."""
+        """Reads the tweets with their counts from Cassandra, without the cache. Returns them by id, without unknown
+        ids."""
         rows, counts = await asyncio.gather(by_ids(self._keyspace, cql.CORES, ids), self._links.count_links(ids))
         return {row[0]: _core(row, counts.get(row[0], {})) for row in rows if row[1] is not None}
 
@@ -74,7 +77,7 @@ def _core(row: Sequence[Any], counts: Mapping[int, int]) -> tweet_pb2.TweetCore:
 
 
 def _with_retweeted(frame: bytes) -> bytes:
-    """Returns the framed TweetCore with `retweeted` set."""
+    """Returns the frame of the same tweet with `retweeted` set to true."""
     core = tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frame).cores[0]
     core.retweeted = True
     return framed(_FRAME_TAG, core.SerializeToString())

@@ -1,4 +1,4 @@
-"""Reads rows by many ids, a bounded number of ids a statement."""
+"""Reads rows by ids from Cassandra, with at most IDS_PER_READ ids per statement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from services.tweet.store.cassandra import schema as cql
 
 
 async def by_ids(keyspace: Keyspace, statement: str, ids: Iterable[int]) -> list[Row]:
-    """Returns the rows of a statement that takes a list of ids, in no particular order."""
+    """Returns the rows with these ids, in no particular order. `statement` has one parameter, a list of ids."""
     answers = await keyspace.read_each(statement, [(batch,) for batch in batches_of(ids)])
     return list(chain.from_iterable(answers))
 

@@ -1,4 +1,5 @@
-"""Reads the replies, quotes, retweets and ancestors of a tweet from Cassandra. Only a user's own retweets are cached."""
+"""Reads the replies, quotes, retweets and ancestors of a tweet from Cassandra. Only the retweets of a user are
+cached."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.id_batches import batches_of, by_ids
 from services.tweet.store.cassandra.versioned_cache import CACHED_AUTHORS, VersionedCache, author_versions
 
-# Retweets cached per user; those of more active users are read from Cassandra.
+# Maximum number of retweets cached per user. The older retweets of users with more are read from Cassandra.
 CACHED_RETWEETS = 1_000
 
 
 class CassandraLinkLists:
-    """Implements LinkLists on Cassandra and Redis. `fallback_version` returns a version that no reader has seen."""
+    """Implements LinkLists on Cassandra and Redis. `fallback_version` returns another number at each call."""
 
     def __init__(self, keyspace: Keyspace, shared: SharedVersions, fallback_version: Callable[[], int]) -> None:
         self._keyspace = keyspace
@@ -69,12 +70,13 @@ class CassandraLinkLists:
         return {i: [row[0] for row in rows] for i, rows in zip(tweet_ids, answers, strict=True) if rows}
 
     async def list_ancestors(self, tweet_id: int, limit: int) -> Sequence[int]:
-        """Implements `LinkLists.list_ancestors`, with one read per ANCESTORS_PER_ROW ancestors."""
+        """Implements `LinkLists.list_ancestors`. One read returns up to ANCESTORS_PER_ROW ancestors."""
         found: list[int] = []
         ancestors = (await self._stored_ancestors((tweet_id,))).get(tweet_id, ())
         while ancestors:
             known = await self._stored_ancestors(ancestors)
-            # The list ends with the first purged tweet, because the row that contained its parent's id was deleted.
+            # A purged tweet has no row in `known`. It is the last ancestor, because its row contained the id of its
+            # parent.
             there = next((n for n, i in enumerate(ancestors) if i not in known), len(ancestors) - 1) + 1
             found += ancestors[:there]
             if len(found) >= limit:
@@ -87,13 +89,14 @@ class CassandraLinkLists:
         return {tweet_id: ancestors or () for tweet_id, ancestors in rows}
 
     async def thread_version(self, conversation_id: int) -> int:
-        """Implements `LinkLists.thread_version`. While Redis is unavailable, each call returns a different version."""
+        """Implements `LinkLists.thread_version`. While Redis is unavailable, each call returns another version, so that
+        nothing cached is used."""
         version = await self._shared.thread_version(conversation_id)
         return self._fallback_version() if version is None else version
 
     async def count_links(self, tweet_ids: Sequence[int]) -> dict[int, dict[int, int]]:
-        """Returns the number of live links of each tweet by kind (REPLY, RETWEET, QUOTE). The rows are counted at each
-        call, so no stored counter can be wrong."""
+        """Returns for each tweet the number of its live links by kind (REPLY, RETWEET, QUOTE), without links by absent
+        authors. Counts the rows at each call: a Cassandra counter could be wrong after a timeout."""
         linked = [row[0] for row in await by_ids(self._keyspace, cql.ANY_LINKS, tweet_ids)]
         answers = await self._keyspace.read_each(cql.COUNT_LINKS, [(tweet_id,) for tweet_id in linked])
         counted: dict[int, dict[int, int]] = {

@@ -1,7 +1,8 @@
 """Reads the lists of tweets by author and by time from Cassandra, and caches the newest ids and the counts of authors.
 
-Rows by author and by time lie in buckets, one partition each. A list reads the newest bucket first, then 2, 4, …
-buckets at once until it is full. A page usually takes one or two partitions, and a list with few tweets a few reads.
+The rows of an author are in one bucket per month, those of all authors in buckets per hour; a bucket is one or more
+partitions. A list is read from the newest bucket, then from the next 2, 4, … buckets concurrently until enough ids are
+found. Most pages need one or two partitions.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from services.tweet.store.cache import AuthorIds
 from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.versioned_cache import CACHED_AUTHORS, VersionedCache, author_versions
 
-# Months of one author that a list considers: eighty years.
+# Maximum number of months of an author that a list or a count reads: eighty years.
 MAX_MONTHS = 1_000
-# The most buckets that one list reads concurrently.
+# Maximum number of buckets that a list reads concurrently.
 MAX_BUCKETS = 8
-# Hours with tweets that one read returns; usually the first few fill a page.
+# Maximum number of hours that one read of the list of hours with tweets returns. Usually the first few hours fill a
+# page.
 HOURS_PAGE = 64
-# Ids loaded for an author who is not cached: a few pages.
+# Minimum number of ids read for an author who is not cached: a few pages.
 FILL_IDS = 128
 
 
@@ -77,8 +79,8 @@ class CassandraTweetLists:
         return {author_id: count for author_id, count in counts.items() if count}
 
     async def ids_from(self, after_id: int, limit: int) -> list[int]:
-        """Returns the smallest ids above `after_id` in ascending order, hidden tweets included, at most `limit`. Fewer
-        than `limit` means that the end was reached."""
+        """Returns the smallest ids above `after_id` of live and hidden tweets, in ascending order, at most `limit`. If
+        it returns fewer than `limit`, no more exist."""
         found: list[int] = []
         hour = cql.hour_of(after_id)
         while hours := await self._hours(cql.HOURS_UP, hour):
@@ -92,10 +94,10 @@ class CassandraTweetLists:
         return found
 
     async def _newest_of(self, author_ids: Sequence[int], before_id: int, limit: int) -> dict[int, Sequence[int]]:
-        """Returns the newest ids of each author below `before_id`, from the cache as far as it reaches, then from
-        Cassandra. Every author has an entry."""
-        # The newest ids are cached without the bound `before_id`, so that callers with any bound can use them; usually
-        # they contain the requested ids.
+        """Returns for each author the newest `limit` ids of live tweets below `before_id` (0: no bound), newest first.
+        Reads them from Cassandra only if the cached ids of the author are not enough. Each author has an entry."""
+        # The newest ids of the author are read and cached, whatever `before_id` is, so that later calls with another
+        # bound can use them. Usually they contain the ids below `before_id`.
         fill = FILL_IDS if before_id else max(limit, FILL_IDS)
 
         async def load(missing: Sequence[int]) -> dict[int, AuthorIds]:
@@ -115,8 +117,8 @@ class CassandraTweetLists:
     async def _author_ids(
         self, author_ids: Iterable[int], before_id: int, limit: int, statement: str = cql.AUTHOR_IDS[True, True]
     ) -> dict[int, list[int]]:
-        """Returns the newest live ids of each author below `before_id` (0: no bound), newest first, at most `limit`
-        each. Authors without any have an empty list."""
+        """Reads for each author the newest `limit` ids of live tweets below `before_id` (0: no bound) from Cassandra,
+        newest first. Each author has an entry. `statement` is one of AUTHOR_IDS."""
         bound = before_id or cql.NO_BOUND
         found: dict[int, list[int]] = {author_id: [] for author_id in author_ids}
         left = await self._months(found, bound)
@@ -131,7 +133,8 @@ class CassandraTweetLists:
         return {author_id: ids[:limit] for author_id, ids in found.items()}
 
     async def _count(self, author_ids: Sequence[int]) -> dict[int, int]:
-        """Returns the number of live tweets of each author, counted in Cassandra. Authors without any are left out."""
+        """Counts the live tweets of each author in Cassandra, without retweets of hidden originals. Leaves out authors
+        without any."""
         months = await self._months(dict.fromkeys(author_ids), cql.NO_BOUND)
         keys = [(author_id, month) for author_id, found in months.items() for month in found]
         counts: dict[int, int] = {}
@@ -140,7 +143,8 @@ class CassandraTweetLists:
         return {author_id: count for author_id, count in counts.items() if count}
 
     async def _months(self, author_ids: Iterable[int], bound: int) -> dict[int, list[int]]:
-        """Returns the months in which each author has tweets, newest first. Authors without tweets are left out."""
+        """Returns for each author the months up to that of the id `bound` in which the author has tweets, newest first.
+        Leaves out authors without any."""
         authors = list(author_ids)
         last = cql.month_of(bound)
         answers = await self._keyspace.read_each(cql.MONTHS, [(author_id, last, MAX_MONTHS) for author_id in authors])

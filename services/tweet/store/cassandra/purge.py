@@ -1,4 +1,4 @@
-"""Deletes tweets for good from Cassandra, some time after their authors deleted them."""
+"""Purges deleted tweets from Cassandra."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from services.tweet.store.cassandra import schema as cql
 from services.tweet.store.cassandra.rows import Stored, delete_rows
 from services.tweet.store.cassandra.writes import BatchWriter
 
-# Rows read at a time.
+# Maximum number of rows that one read returns.
 STEP = 500
-# Hours with deletions that one read looks up.
+# Maximum number of hours that one read of the list of hours with deletions returns.
 HOURS_PAGE = 64
 # Smaller than every hour and id.
 _NO_BOUND = -1
 
 
 class Purger:
-    """Purges deleted tweets hour by hour, the longest deleted first."""
+    """Purges deleted tweets by the hour of their deletion, the earliest first."""
 
     def __init__(self, writer: BatchWriter) -> None:
         self._writer = writer
         self._keyspace = writer.keyspace
 
     async def purge(self, before_s: int, limit: int) -> int:
-        """Implements `TweetStore.purge`."""
+        """Implements `PurgeStore.purge`."""
         purged, hour = 0, _NO_BOUND
         last_hour = before_s * 1000 // cql.HOUR_MS
         while hours := await self._keyspace.read(cql.DELETION_HOURS, cql.ALL_HOURS, hour, last_hour, HOURS_PAGE):
@@ -42,17 +42,19 @@ class Purger:
                     return purged
         past = hour < before_s * 1000 // cql.HOUR_MS
         if past and not await self._keyspace.read(cql.ANY_DELETION, hour):
-            # A later deletion writes the row of its hour again, with a later timestamp.
+            # If a tweet is listed in this hour meanwhile, the row of the hour is written with a timestamp later than
+            # `begun_us`, so it stays.
             await self._keyspace.write(cql.DROP_DELETION_HOUR, begun_us, cql.ALL_HOURS, hour)
         return purged
 
     async def _purge_deleted(self, hour: int, at_s: int, tweet_id: int, before_s: int, remaining: int) -> int:
-        """Purges the retweets of a tweet, and then the tweet if fewer than `remaining` (> 0) rows were purged so far.
-        Returns the number of purged tweets."""
+        """Purges the retweets of a tweet that was deleted at `at_s`, and then the tweet, at most `remaining` (> 0) rows
+        in all. Returns the number of purged rows."""
         known = (await self._writer.read_stored((tweet_id,))).get(tweet_id)
         purged = 0
         if known is not None:
-            # If the tweet was deleted twice concurrently, the later time is used; it has its own row.
+            # Two concurrent deletions list the tweet twice. Its row has the later time, and it is purged by the later
+            # entry.
             if known.hidden != cql.DELETED or known.hidden_at_s >= before_s:
                 return 0
             purged = await self._purge_retweets(tweet_id, remaining)
@@ -76,8 +78,8 @@ class Purger:
         return purged
 
     async def _drop(self, known: Stored) -> None:
-        """Deletes one tweet for good. Deletes the claim and the revisions first, because an interrupted purge finds
-        them through the tweet's row."""
+        """Deletes all rows of one tweet. Its row in `tweets_by_id` is deleted last: a purge that was interrupted finds
+        claim and revisions by it."""
         head = known.head
         if head.retweet_of_id:
             await self._writer.release_retweet_claim(known)

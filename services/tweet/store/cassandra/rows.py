@@ -1,4 +1,4 @@
-"""Builds the statements that store, hide and delete the rows of a tweet in Cassandra. Pure functions."""
+"""Builds the statements that store, hide and purge the rows of a tweet in Cassandra. Does no I/O."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from services.tweet.store.cassandra import schema as cql
 
 Statement = tuple[str, tuple[Any, ...]]
 
-# Ancestors stored in the row of a reply: a thread of a longer chain needs one read for each 32 ancestors.
+# Maximum number of ancestors stored in the row of a reply, the nearest ones. A thread reads the others from the row of
+# the last of them.
 ANCESTORS_PER_ROW = 32
 
 
 class NewTweet(NamedTuple):
-    """A tweet to store and its event: the whole input of `create`, so that storing it can be repeated."""
+    """A new tweet and its event. It contains all that is needed to store the tweet, so any process can do it or repeat
+    it."""
 
     core: tweet_pb2.TweetCore
     conversation_id: int
@@ -30,8 +32,8 @@ class NewTweet(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A row of `tweets_by_id`. `changed_us` is the write timestamp of its state; `ancestors` are the ids of the tweets
-    that it replies to, nearest first, at most ANCESTORS_PER_ROW."""
+    """A row of `tweets_by_id`. `hidden` is its state (LIVE, REMOVED or DELETED), and `changed_us` the write timestamp
+    of the state. `ancestors` are the ids of its nearest ancestors, nearest first, at most ANCESTORS_PER_ROW."""
 
     head: tweet_pb2.TweetHead
     core: bytes
@@ -65,13 +67,14 @@ def parse_stored(row: Sequence[Any]) -> Stored:
 
 
 def links(head: tweet_pb2.TweetHead) -> list[tuple[int, int]]:
-    """Returns the tweets that this one refers to, as (tweet id, kind)."""
+    """Returns the id of each tweet to which this one refers, with the kind of the link (REPLY, RETWEET, QUOTE)."""
     found = ((head.reply_to_id, cql.REPLY), (head.retweet_of_id, cql.RETWEET), (head.quote_of_id, cql.QUOTE))
     return [(tweet_id, kind) for tweet_id, kind in found if tweet_id]
 
 
 def create(post: NewTweet, ancestors: Sequence[int]) -> list[Statement]:
-    """Returns the statements that store a new tweet, except those of `bucket_rows`. `ancestors` are nearest first."""
+    """Returns the statements that store a new tweet, without those of `bucket_rows`. `ancestors` are its ancestors,
+    nearest first."""
     head, at_us = post.core.head, cql.created_us(post.id)
     steps: list[Statement] = [
         (
@@ -96,8 +99,8 @@ def create(post: NewTweet, ancestors: Sequence[int]) -> list[Statement]:
 
 
 def bucket_rows(head: tweet_pb2.TweetHead) -> list[Statement]:
-    """Returns the statements that list the tweet's month and hour buckets, by which lists find their partitions. They
-    are the same for many tweets."""
+    """Returns the statements that add the tweet's month and hour to the lists of buckets with tweets. They are the same
+    for all tweets of a bucket, so a process can skip them if it has written them before."""
     return [
         (cql.ADD_MONTH, (head.author_id, cql.month_of(head.id))),
         (cql.ADD_HOUR, (cql.ALL_HOURS, cql.hour_of(head.id))),
@@ -105,8 +108,9 @@ def bucket_rows(head: tweet_pb2.TweetHead) -> list[Statement]:
 
 
 def set_state(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int, at_s: int) -> list[Statement]:
-    """Returns the statements that set the state of a tweet to `hidden` in every table that lists it. `at_us` is their
-    write timestamp, `at_s` the time of the action in Unix seconds."""
+    """Returns the statements that set the state of a tweet to `hidden` (LIVE, REMOVED or DELETED) in all tables that
+    list it. `at_us` is their write timestamp, `at_s` the time of the change in Unix seconds (0 for LIVE), `action_id`
+    the moderation action (0 if there is none)."""
     steps: list[Statement] = [
         (cql.HIDE, (at_us, hidden, action_id, at_s, head.id)),
         (cql.HIDE_OF_AUTHOR, (at_us, hidden, head.author_id, cql.month_of(head.id), head.id)),
@@ -121,20 +125,20 @@ def set_state(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int
 
 
 def set_orphaned(retweet_id: int, author_id: int, hidden: int, at_us: int) -> Statement:
-    """Returns the statement that excludes a retweet from its author's tweet count if the state `hidden` of its original
-    is not LIVE, otherwise includes it again."""
+    """Returns the statement that excludes a retweet from its author's tweet count if its original is hidden, otherwise
+    includes it again. `hidden` is the state of the original, `at_us` the write timestamp."""
     return cql.ORPHAN, (at_us, int(hidden != cql.LIVE), author_id, cql.month_of(retweet_id), retweet_id)
 
 
 def uncount(parse_stored: Stored, absent: bool, at_us: int) -> list[Statement]:
-    """Returns the statements that exclude a tweet from the counts of the tweets it refers to (`absent`), or include it
-    again. `at_us` is the time of that decision (Unix microseconds)."""
+    """Returns the statements that exclude a tweet from the counts of the tweets to which it refers if `absent`,
+    otherwise include it again. `at_us` is the time in Unix microseconds at which the author became absent or active."""
     head, steps = parse_stored.head, list[Statement]()
     for tweet_id, kind in links(head):
         if absent:
             key = (tweet_id, kind + cql.UNCOUNTED, head.id)
-            # The second row gets the state at creation. A later change of state is written to both rows and wins by its
-            # timestamp.
+            # The second row of the link gets the state LIVE with the timestamp of the creation. Changes of the state
+            # are written to both rows, with later timestamps, so they win.
             steps.append((cql.HIDE_LINK, (cql.created_us(head.id), cql.LIVE, *key)))
             steps.append((cql.UNCOUNT_LINK, (at_us, head.author_id, *key)))
         else:
@@ -143,7 +147,7 @@ def uncount(parse_stored: Stored, absent: bool, at_us: int) -> list[Statement]:
 
 
 def list_for_purge(tweet_id: int, at_s: int) -> list[Statement]:
-    """Returns the statements that add a tweet deleted at `at_s` (Unix seconds) to the list of tweets to purge."""
+    """Returns the statements that list a tweet deleted at `at_s` (Unix seconds) for the purge."""
     hour = at_s * 1000 // cql.HOUR_MS
     return [
         (cql.ADD_DELETION, (hour, at_s, tweet_id)),
@@ -152,8 +156,8 @@ def list_for_purge(tweet_id: int, at_s: int) -> list[Statement]:
 
 
 def delete_rows(head: tweet_pb2.TweetHead) -> list[Statement]:
-    """Returns the statements that delete, for good, all rows that `create` stored. The replies, retweets and quotes of
-    the tweet stay."""
+    """Returns the statements that delete all rows that `create` stored. The replies to the tweet, its retweets and its
+    quotes stay."""
     at_us = cql.PURGED_US
     steps: list[Statement] = [
         (cql.DROP, (at_us, head.id)),
@@ -169,6 +173,5 @@ def delete_rows(head: tweet_pb2.TweetHead) -> list[Statement]:
 
 
 def _hour(tweet_id: int) -> tuple[int, int]:
-    """Returns the partition of the id in `tweets_by_hour`: hour and shard. Successive ids of one worker differ in their
-    low bits only, so the shard is taken from the whole id."""
+    """Returns the partition of the tweet in `tweets_by_hour`: hour and shard."""
     return cql.hour_of(tweet_id), tweet_id % cql.HOUR_SHARDS

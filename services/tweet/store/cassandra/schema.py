@@ -1,12 +1,13 @@
 """Tables and statements of the Cassandra adapter.
 
-`tweets_by_id` is the source of truth. Tables by author, by hour and by linked tweet repeat the columns that lists and
-counts need, written in the same logged batch. `claims` and `tweet_revisions` are written by lightweight transactions
-only.
+`tweets_by_id` is authoritative. The tables by author, by hour and by linked tweet are copies with the columns that
+lists and counts need; they are written in the same logged batch. `claims` and `tweet_revisions` are written by
+lightweight transactions (LWT) only.
 
-The state of a tweet is the column `hidden`, in every table that lists it. Write timestamps decide which write wins, so
-writes may arrive late, twice and in any order. The creation has the time of the id, an edit that time plus its version,
-a moderator's action its own time, and a deletion FOREVER_US, which only the purge overrides.
+The column `hidden` is the state of a tweet (LIVE, REMOVED or DELETED), in every table that lists the tweet. Write
+timestamps decide between writes, so writes may arrive late, twice and in any order. The timestamp of a creation is the
+time in the id; that of an edit is the same plus one microsecond per version; that of a moderation action is its own
+time; that of a deletion is FOREVER_US, above which is only PURGED_US.
 """
 
 from __future__ import annotations
@@ -15,27 +16,29 @@ from services.platform.cassandra.outbox import OUTBOX_MIGRATION
 from services.platform.ids.snowflake import timestamp_ms
 
 LIVE, REMOVED, DELETED = 0, 1, 2
-# Kinds of links from one tweet to another tweet, which it replies to, retweets or quotes.
+# The kinds of links (see the glossary), as stored in `links_by_tweet`.
 REPLY, RETWEET, QUOTE = 1, 2, 3
-# Added to the kind: a second row of a link whose author is suspended or deactivated. Counts subtract these rows.
+# Added to the kind in a second row for a link whose author is absent. Counts subtract the number of second rows.
 UNCOUNTED = 10
-# Larger than every id.
+# Larger than every id: the bound of a list from the newest entry on.
 NO_BOUND = (1 << 63) - 1
 
-# Write timestamps beyond every clock: the author's deletion is final, and a purge wins over a deletion that arrives
-# late.
+# Write timestamps of deletions and purges, larger than those of all other writes: a deletion is final, and a purge wins
+# over a deletion that arrives late.
 FOREVER_US = 1 << 62
 PURGED_US = FOREVER_US + 1
 
-# Each partition holds the tweets of one author in 30 days: at most a few thousand rows, for the most active authors.
+# Length of a month bucket in milliseconds. A partition has the tweets of one author in 30 days: a few thousand rows for
+# the most active authors.
 MONTH_MS = 30 * 24 * 3_600_000
 HOUR_MS = 3_600_000
-# One partition per hour and shard: at 6,000 posts a second some 2.7 million rows, 100 MB. Shards spread the new posts
-# over several nodes.
+# Number of partitions per hour bucket, so that new posts are spread over several nodes. At 6,000 posts a second a
+# partition has about 2.7 million rows, 100 MB.
 HOUR_SHARDS = 8
-# Ids per statement: each costs a fifth of a statement of its own, and they are few enough for the coordinating node.
+# Maximum number of ids per statement. An id takes a fifth of the time of a statement of its own. With many more the
+# coordinator would become slow.
 IDS_PER_READ = 100
-# The only partition of each list of hours: 8,760 rows a year.
+# Key of the only partition of `tweet_hours` and of `deletion_hours`: each gets 8,760 rows a year.
 ALL_HOURS = 0
 
 _TWEETS = """
@@ -90,18 +93,19 @@ KEYSPACES = {KEYSPACE: (_TWEETS, OUTBOX_MIGRATION)}
 
 
 def month_of(tweet_id: int) -> int:
-    """Returns the month bucket of the id. A newer id is in the same or a later bucket."""
+    """Returns the month bucket of the id: the number of the 30-day period since 1970. Larger ids never have a smaller
+    bucket."""
     return timestamp_ms(tweet_id) // MONTH_MS
 
 
 def hour_of(tweet_id: int) -> int:
-    """Returns the hour bucket of the id: hours since 1970."""
+    """Returns the hour bucket of the id: the number of the hour since 1970."""
     return timestamp_ms(tweet_id) // HOUR_MS
 
 
 def created_us(tweet_id: int, version: int = 1) -> int:
-    """Returns the write timestamp (microseconds) of a tweet's creation or of a version of it. It is the same for every
-    process, so repeated writes are identical."""
+    """Returns the write timestamp of a version of a tweet, in Unix microseconds; version 1 is the creation. Every
+    process computes the same timestamp, so a repeated write is identical."""
     return timestamp_ms(tweet_id) * 1000 + version - 1
 
 
@@ -151,12 +155,12 @@ CORES = _CORE + _BY_IDS
 STORED = _CORE + ", conversation_id, version, action_id, hidden_at_s, above, writetime(hidden)" + _BY_IDS
 ABOVE = "SELECT tweet_id, above" + _BY_IDS
 
-# Lists. ALLOW FILTERING is safe here: each statement filters within one partition.
+# Lists. ALLOW FILTERING is not slow here, because each statement filters the rows of one partition.
 MONTHS = "SELECT month FROM author_months WHERE author_id = ? AND month <= ? LIMIT ?"
 _AUTHOR_IDS = "SELECT tweet_id FROM tweets_by_author WHERE author_id = ? AND month = ? AND tweet_id < ? AND hidden = 0"
 _NO_REPLIES, _NO_RETWEETS = " AND reply_to_id = 0", " AND retweet_of_id = 0"
 _FILTERED = " LIMIT ? ALLOW FILTERING"
-# By (with replies, with retweets).
+# Statements by (with replies, with retweets), as in `TweetLists.list_author`.
 AUTHOR_IDS = {
     (True, True): _AUTHOR_IDS + _FILTERED,
     (False, True): _AUTHOR_IDS + _NO_REPLIES + _FILTERED,
@@ -179,7 +183,9 @@ LINKS_UP = """SELECT link_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ?
 ALL_LINKS = """SELECT link_id, author_id FROM links_by_tweet WHERE tweet_id = ? AND kind = ? AND link_id > ? LIMIT ?"""
 # For at most IDS_PER_READ ids.
 ANY_LINKS = "SELECT DISTINCT tweet_id FROM links_by_tweet WHERE tweet_id IN ?"
-# Counts `author_id`, which only complete rows have: a late change of state may have created a row without it.
+# Counts `author_id` instead of rows. Cassandra's UPDATE creates a missing row, so a change of state that arrives after
+# the purge, or before the creation, makes a row without `author_id`. A second row of an author who is active again has
+# none either.
 COUNT_LINKS = """SELECT kind, count(author_id) FROM links_by_tweet WHERE tweet_id = ? AND hidden = 0
     GROUP BY kind ALLOW FILTERING"""
 OWN_RETWEETS = """SELECT original_id, retweet_id FROM retweets_by_user WHERE user_id = ? AND original_id IN ? AND hidden = 0
@@ -199,7 +205,7 @@ FREE = "DELETE FROM claims WHERE user_id = ? AND name = ? IF tweet_id = ?"
 # Revisions.
 ADD_REVISION = """INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms, core, event)
     VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS"""
-# Most tweets are never edited, so version 1 is stored with the first edit.
+# Most tweets are never edited, so version 1 is stored only with the first edit.
 ADD_FIRST_REVISIONS = """BEGIN BATCH
     INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms) VALUES (?, ?, ?, ?) IF NOT EXISTS;
     INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms, core, event)

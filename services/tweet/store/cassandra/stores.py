@@ -27,7 +27,8 @@ class CassandraTweetStores(TweetStores):
     """The stores on one keyspace. The service must run `outbox` as a worker, and a consumer of its own events that
     calls `finish_side_effects`.
 
-    `writes` are those in progress. `close` leaves the connections open: they belong to the process.
+    `writes` are the writes in progress, for which `close` waits. `close` does not close connections: they belong to the
+    process's backends.
     """
 
     keyspace: Keyspace
@@ -41,7 +42,8 @@ async def open_stores(cluster: ClusterBackends, log: EventLog, clock: Callable[[
     not answer, and FAILED_PRECONDITION if a newer release migrated the keyspace or migrations are missing and
     `migrate_at_start` is off."""
     keyspace = await cluster.keyspace(cql.KEYSPACE, cql.KEYSPACES[cql.KEYSPACE])
-    # A tweet and its event are one logged batch.
+    # PublishAll: a tweet and its event are written in one logged batch, so every event in the outbox belongs to a
+    # committed write.
     outbox = Outbox(keyspace, log, clock, PublishAll())
     writer = BatchWriter(keyspace, outbox, cluster.shared)
     writes = DetachedWork()

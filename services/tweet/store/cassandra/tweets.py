@@ -16,15 +16,15 @@ from services.tweet.store.cassandra.lists import CassandraTweetLists
 from services.tweet.store.cassandra.rows import NewTweet
 from services.tweet.store.cassandra.writes import BatchWriter
 
-# Tweets recounted per step when their author becomes absent or active.
+# Number of tweets that `set_absent` reads and changes at a time.
 ABSENCE_STEP = 500
 
 
 class CassandraTweetStore:
     """Implements TweetStore on Cassandra, for any number of processes at once.
 
-    Unlike the port says, a write that raises UNAVAILABLE with reason OUTCOME_UNKNOWN may be stored. A repeat with the
-    same idempotency key then returns the result.
+    Differs from the port in one point: a write that raises UNAVAILABLE with reason OUTCOME_UNKNOWN may have been
+    stored. A repeat with the same idempotency key then returns the stored tweet.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class CassandraTweetStore:
         return await self._writes.run(self._writer.find_claimed(user_id, claim))
 
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
-        """Implements `TweetStore.set_absent`. A tweet that its author posts at the same moment may be missed: it stays
-        counted until the next decision."""
+        """Implements `TweetStore.set_absent`. May miss a tweet that is posted during the call; counts include it until
+        the next call for its author."""
         before_id = 0
         while ids := await self._lists.list_author(author_id, before_id, ABSENCE_STEP):
             await self._writes.run(self._updater.set_absent(ids, absent, at_us))
@@ -74,7 +74,8 @@ class CassandraTweetStore:
 
     async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
         found: list[tweet_pb2.TweetCore] = []
-        # A listed id may have no tweet for a moment, while its batch is written or its purge is in progress.
+        # Some listed ids have no tweet: while Cassandra applies the batch of a new tweet, or during its purge. More ids
+        # are read in their place.
         while wanted := limit - len(found):
             ids = await self._lists.ids_from(after_id, wanted)
             cores = await self._cores.read(ids)
@@ -85,9 +86,8 @@ class CassandraTweetStore:
         return found
 
     async def finish_side_effects(self, tweet_ids: Sequence[int]) -> None:
-        """Repeats the side effects of commits, for tweets that were edited, hidden or restored: publishes their
-        versions and updates the tweet counts of their retweeters. Raises UNAVAILABLE if Redis does not accept the
-        versions."""
+        """Repeats the follow-up writes for tweets that were edited, hidden or restored: changes their versions, and
+        updates the tweet counts of their retweeters. Raises UNAVAILABLE if Redis does not accept the versions."""
         await self._writes.run(self._updater.repeat_side_effects(tweet_ids))
 
     async def _hide(self, work: Coroutine[Any, Any, ChangeResult]) -> bool:

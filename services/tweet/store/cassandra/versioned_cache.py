@@ -1,4 +1,5 @@
-"""A cache of values that other processes change: an entry is valid while its version in Redis is the same."""
+"""A cache in process memory of values that other processes change. A cached value is used while its version in Redis is
+the same as when it was cached."""
 
 from __future__ import annotations
 
@@ -13,15 +14,17 @@ V = TypeVar("V")
 
 Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 
-# Authors whose tweet ids or counts are cached. An author's list usually has a few ids and takes at most 8 KB.
+# Size of each cache by user: newest tweet ids, tweet counts, retweets. Most users have few ids; a list takes at most 8
+# KB.
 CACHED_AUTHORS = 16_384
-# Versions keep entries correct. The TTL bounds how long an entry stays wrong if a process died before it could publish
-# a new version.
+# Seconds for which a value is cached even if its version is current. If a process dies after a commit, before it
+# changes the version, others use outdated values no longer than this.
 CACHE_TTL_S = 600.0
 
 
 class VersionedCache(Generic[V]):
-    """A bounded map of values by id, each with the version that was read before the value. `clock` returns seconds."""
+    """Caches values by id, each with the version that was read before the value, at most twice `size`. `clock` returns
+    seconds since any fixed point."""
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
         self._values: GenerationalCache[int, tuple[int, float, V]] = GenerationalCache(size)
@@ -29,9 +32,11 @@ class VersionedCache(Generic[V]):
         self._flights: SingleFlight[tuple[int, int], V] = SingleFlight()
 
     async def get_many(self, versions: Mapping[int, int | None], load: Load[V]) -> dict[int, V]:
-        """Returns the values of the ids in `versions`, which maps each id to its current version, read just before
-        (None: unknown). Calls `load` for the values that are not cached, and caches those whose version is known.
-        Concurrent loads of the same id and version are coalesced. Ids that `load` leaves out are left out."""
+        """Returns values by id. `versions` has the current version of each id, None if it is unknown.
+
+        Calls `load` for the ids that are not cached with their current version, and caches the values whose version is
+        known. Concurrent calls load the same id and version once. Leaves out ids that `load` leaves out.
+        """
         known = {item_id: self._get(item_id, version) for item_id, version in versions.items()}
         found = {item_id: value for item_id, value in known.items() if value is not None}
         if len(found) == len(versions):
@@ -62,5 +67,5 @@ class VersionedCache(Generic[V]):
 
 
 async def author_versions(shared: SharedVersions, author_ids: Sequence[int]) -> dict[int, int | None]:
-    """Returns the versions of the authors' lists by author id; None while Redis is unavailable."""
+    """Returns the version of each author by author id. All are None while Redis is unavailable."""
     return dict(zip(author_ids, await shared.author_versions(author_ids), strict=True))

@@ -1,8 +1,8 @@
-"""Creates tweets in the Cassandra adapter, and commits the batches of all its writes.
+"""Creates tweets in Cassandra, and commits the batches of all writes of tweets.
 
-A write is one idempotent logged batch of rows, list entries and event, so all of it is applied eventually, or none.
-Conflicts between writers are decided before the batch by a claim (lightweight transaction). Conditions on another tweet
-are checked again after the batch.
+A write is one idempotent logged batch of rows, list entries and event: Cassandra applies all of it eventually, or
+nothing. A claim, acquired before the batch, decides between concurrent writers. A condition on another tweet (the
+original of a retweet is live) is checked before and after the batch, because a batch cannot check it.
 """
 
 from __future__ import annotations
@@ -47,15 +47,16 @@ from services.tweet.store.cassandra.rows import (
     set_orphaned,
 )
 
-# Month and hour buckets that this process knows to be stored already: a few per author who posts through this process.
+# Size of the cache of statements for month and hour buckets that this process has executed, so that it need not repeat
+# them: about one per author who posts through this process.
 KNOWN_BUCKETS = 16_384
-# Bits of a random new version: two are never the same.
+# Number of random bits of a new version. With 62, two versions of one key are practically never equal.
 FRESH_BITS = 62
 
 
 class BatchWriter:
-    """Commits batches of statements with their events, and publishes new versions of the tweets, authors and
-    conversations that they changed."""
+    """Commits batches of statements with their events, and changes the versions of the tweets, authors and
+    conversations whose data the batches change."""
 
     def __init__(self, keyspace: Keyspace, outbox: Outbox, shared: SharedVersions) -> None:
         self.keyspace = keyspace
@@ -64,30 +65,31 @@ class BatchWriter:
         self.claims = Claims(keyspace)
         self._outbox = outbox
         self._known_buckets: GenerationalCache[Statement, bool] = GenerationalCache(KNOWN_BUCKETS)
-        # Creations in progress by author and claim, bounded by the number of callers. An identical request awaits the
-        # first instead of repeating it.
+        # Creations in progress by author, claims and body; at most one per call in progress. An identical call awaits
+        # the first one's task.
         self._attempts: dict[Hashable, asyncio.Task[int]] = {}
 
     async def commit(self, steps: Sequence[Statement], event: Record, head: tweet_pb2.TweetHead) -> None:
-        """Writes the statements and the event, which concern one tweet, as one batch. Then publishes new versions, so
-        that no process serves older cached values, and passes the event to the outbox's publisher."""
+        """Writes the statements `steps` and the event, all of the tweet `head`, in one batch. Then changes the versions
+        of what the tweet affects, so that no process uses older cached values, and lets the outbox publish the
+        event."""
         await self.keyspace.batch([*steps, *self._outbox.statements((event,))])
-        # The versions are published before the event, because the event's consumers read the tweet.
+        # The versions change before the event is published, because consumers of the event read the tweet.
         await self.publish_tweet_change(head)
         self._outbox.publish((event,))
 
     async def publish_tweet_change(self, head: tweet_pb2.TweetHead) -> bool:
-        """Publishes new versions of the tweet, of the tweets that it refers to, and of its author's lists. Returns
-        False if Redis did not accept all of them."""
+        """Changes the versions of the tweet, of the tweets to which it refers, and of its author. Returns False if
+        Redis did not accept all of them."""
         return await self.publish_versions((head.id, *(tweet_id for tweet_id, _ in links(head))), (head.author_id,))
 
     async def publish_versions(
         self, tweet_ids: Sequence[int], author_ids: Sequence[int] = (), threads: Sequence[int] = ()
     ) -> bool:
-        """Publishes a new version of the given tweets (content and counts), authors (lists and counts) and
-        conversations (reply tree), which were changed by a committed write. Returns False if Redis did not accept all
-        of them: other processes then see the change when their cache entries expire, or when the event's consumer
-        publishes the versions again."""
+        """Changes the versions of tweets (content and counts), authors (lists and counts) and conversations (`threads`,
+        the tree of replies) after a committed write. Returns False if Redis did not accept all of them. Other processes
+        then use older cached values until these expire, or until the consumer of the event changes the versions
+        again."""
         new_version = random.getrandbits(FRESH_BITS) + 1
         published = True
         if tweet_ids:
@@ -99,19 +101,19 @@ class BatchWriter:
         return published
 
     async def read_stored(self, ids: Iterable[int]) -> dict[int, Stored]:
-        """Returns the tweets that exist, by id."""
+        """Reads the rows of tweets by id. Leaves out unknown ids."""
         return {row[0]: parse_stored(row) for row in await by_ids(self.keyspace, cql.STORED, ids) if row[1] is not None}
 
     async def require_stored(self, tweet_id: int) -> Stored:
-        """Returns the stored tweet. Raises NOT_FOUND if it does not exist."""
+        """Returns the row of the tweet. Raises NOT_FOUND if it does not exist."""
         found = (await self.read_stored((tweet_id,))).get(tweet_id)
         if found is None:
             raise no_such_tweet()
         return found
 
     def now_us(self, after_us: int) -> int:
-        """Returns a write timestamp (microseconds) of now, but above `after_us`: the new write then wins over the
-        earlier one even if this process's clock is behind."""
+        """Returns a write timestamp for now in Unix microseconds, at least `after_us` + 1: the write then wins over the
+        one with the timestamp `after_us`, even if this process's clock is behind."""
         return max(self.keyspace.cassandra.timestamps.next_unique(), after_us + 1)
 
     async def create(self, post: NewTweet, claim: Claim | None) -> int:
@@ -126,8 +128,8 @@ class BatchWriter:
         attempt = (head.author_id, *names, claim.body_hash if claim is not None else b"")
         if (first := self._attempts.get(attempt)) is not None:
             tweet_id = await asyncio.shield(first)
-            # The creation that this call joined may have checked the retweet before this call began. The retweet may
-            # have been undone since, so it is checked again.
+            # The awaited creation began before this call. If it found the user's retweet, the user may have undone the
+            # retweet since, so its state is checked.
             if not head.retweet_of_id or (await self.require_stored(tweet_id)).hidden == cql.LIVE:
                 return tweet_id
             return await self._create_locked(post, claim, names)
@@ -176,14 +178,14 @@ class BatchWriter:
         return await self.finish_claim(held.post) if held is not None and is_claimed(held, claim) else 0
 
     async def finish_claim(self, post: NewTweet) -> int:
-        """Stores the claimed tweet unless it is stored already. Returns its id."""
+        """Stores the tweet of a claim if it is not stored yet, and returns its id."""
         if post.id not in await self.read_stored((post.id,)):
             await self._store(post, await self._check_links(post, require_live=False))
         return post.id
 
     async def release_retweet_claim(self, retweet: Stored) -> None:
-        """Releases the claim of a retweet, if it still holds it. Raises UNAVAILABLE if it is unknown whether the claim
-        was released."""
+        """Releases the claim of a retweet if this retweet holds it. Raises UNAVAILABLE if it is unknown whether the
+        claim was released."""
         head = retweet.head
         await self.claims.release(head.author_id, retweet_claim_name(head.retweet_of_id), head.id)
 
@@ -201,8 +203,8 @@ class BatchWriter:
         return _OwnRetweet(held.post.id, known.hidden == cql.DELETED)
 
     async def _check_links(self, post: NewTweet, require_live: bool) -> Sequence[int]:
-        """Returns the ids of the reply's ancestors, nearest first; empty if it is no reply. Raises NOT_FOUND if
-        `require_live` and one of the tweets that it refers to is not live."""
+        """Returns the ids of the nearest ancestors of a new reply, nearest first; empty if it is no reply. Raises
+        NOT_FOUND if `require_live` is true and a tweet to which it refers is hidden or does not exist."""
         head = post.core.head
         linked = [i for i in (head.reply_to_id, head.retweet_of_id, head.quote_of_id) if i]
         if not linked:
@@ -231,8 +233,9 @@ class BatchWriter:
             await self._hide_if_original_hidden(post)
 
     async def _hide_if_original_hidden(self, post: NewTweet) -> None:
-        """Marks a new retweet as orphaned if its original was hidden meanwhile. A writer that hides an original lists
-        its retweets afterwards, so either it or this check finds the new one."""
+        """Excludes a new retweet from its author's tweet count if its original was hidden meanwhile. The process that
+        hides an original reads its retweets afterwards: if it does not find the new one, this check finds the original
+        hidden."""
         head = post.core.head
         original = (await self.read_stored((head.retweet_of_id,))).get(head.retweet_of_id)
         state, at_us = (original.hidden, original.changed_us) if original is not None else (cql.DELETED, cql.FOREVER_US)
@@ -242,7 +245,7 @@ class BatchWriter:
 
 
 class _OwnRetweet(NamedTuple):
-    """A retweet by the user, and whether its author deleted it."""
+    """The retweet that holds a user's claim for an original, and whether the user deleted it."""
 
     tweet_id: int
     is_deleted: bool
