@@ -1,4 +1,5 @@
-"""The base of workers that run one endless task, such as a poller, a sweeper or the subscriber of a stream."""
+"""Defines the base class of workers that run one endless task, such as a poller, a sweeper or the subscriber of a
+stream."""
 
 from __future__ import annotations
 
@@ -58,4 +59,4 @@ class BackgroundWorker(ABC):
 
     @abstractmethod
     async def _run(self) -> None:
-        """Does the work; ends only by cancellation."""
+        """Runs until the task is cancelled. Each subclass implements this method."""

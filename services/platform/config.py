@@ -48,7 +48,8 @@ _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 # Kubernetes sets variables with the address of each Service of the namespace in every pod. For a Service called `roost`
 # or `roost-…` their names begin with ROOST_, so they must not be reported as unknown settings.
 _SERVICE_LINK = re.compile(r"ROOST_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
-# A variable ROOST_…_PORT could be a misspelt setting. It comes from Kubernetes if its value is such a URL.
+# A variable ROOST_…_PORT could be a misspelt setting. It comes from Kubernetes if its value is a URL such as
+# tcp://10.0.0.1:80.
 _SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -264,7 +265,7 @@ class Settings(BaseSettings):
     posts_per_minute: int = Field(default=200, ge=1)
     # Follows, likes, mutes and so on per minute: enough to follow every user of a list of suggestions.
     actions_per_minute: int = Field(default=400, ge=1)
-    # Log-ins per minute for each client address. A log-in costs 240 ms of one core. All users of an office may log in
+    # Log-ins per minute for each client address. A log-in takes 240 ms of one core. All users of an office may log in
     # from one address.
     logins_per_minute: int = Field(default=100, ge=1)
     # Sign-ups per hour for each client address, failed attempts included. It is enough for a household or an office; to

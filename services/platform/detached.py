@@ -23,7 +23,7 @@ class DetachedWork:
     def __init__(self, limit: int | None = None, *, keep_context: bool = False) -> None:
         self._limit = limit
         self._keep_context = keep_context
-        # asyncio itself holds tasks weakly: without this set, a task whose caller was cancelled could be
+        # asyncio holds only weak references to tasks: without this set, a task whose caller was cancelled could be
         # garbage-collected.
         self._running: set[asyncio.Task[Any]] = set()
 

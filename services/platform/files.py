@@ -26,7 +26,7 @@ OWN_NAMES = ("*.db", "*.db-*", "*.lock", "*.lease", "*.key", "*.json", "*.new", 
 # can read it.
 _LOST_AND_FOUND = "lost+found"
 
-# The cause and the remedy of an error of the operating system, by errno.
+# By errno of the operating system: the cause and the remedy.
 ADVICE = {
     errno.ENOSPC: "the disk is full: free some space there, or choose other data with --data",
     errno.EDQUOT: "the disk quota is used up: free some space, or choose other data with --data",
@@ -45,7 +45,7 @@ _log = structlog.get_logger(__name__)
 def private_dir(path: Path) -> Path:
     """Creates the folder with mode 0700 if it does not exist, and returns it.
 
-    Leaves the mode of an existing folder unchanged. Raises FAILED_PRECONDITION if it cannot be created.
+    Leaves the mode of an existing folder unchanged. Raises FAILED_PRECONDITION if the folder cannot be created.
     """
     with naming(path):
         path.mkdir(parents=True, exist_ok=True, mode=DIRECTORY_MODE)
@@ -97,7 +97,7 @@ def restrict(path: Path) -> None:
 def write_durably(path: Path, content: bytes) -> None:
     """Replaces the file atomically and durably: after a power failure it has the old or the new content.
 
-    The file's mode is 0600. Raises OSError if it fails.
+    The new file has the mode 0600. Raises OSError if the file cannot be written.
     """
     draft = path.with_name(f"{path.name}.new")
     draft.unlink(missing_ok=True)

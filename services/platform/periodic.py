@@ -32,10 +32,10 @@ async def always() -> bool:
 class PeriodicJob:
     """Calls `step(limit)` until it returns less than `limit`, then waits `every_s` seconds and starts again.
 
-    `step` processes up to `limit` items and returns how many. The store must record the progress, so that an
-    interrupted job continues where it was. `may_run` is called before each step and returns whether this process may
-    run the job. If `step` or `may_run` raises, the error is logged and counted, and the job continues after `every_s`
-    seconds.
+    `step` processes up to `limit` items and returns how many it has processed. The store must record the progress, so
+    that an interrupted job continues where it was. `may_run` is called before each step and returns whether this
+    process may run the job. If `step` or `may_run` raises, the error is logged and counted, and the job continues after
+    `every_s` seconds.
     """
 
     def __init__(

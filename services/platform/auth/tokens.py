@@ -106,8 +106,8 @@ class Revocations:
         self._clock = clock
         self._session_ttl_s = session_ttl_s
         self._max_entries = max_entries
-        # Id → (tokens issued up to this time are rejected, time at which the entry expires), oldest first, in unix
-        # seconds.
+        # By id: (time up to which issued tokens are rejected, time at which the entry expires), in Unix seconds; oldest
+        # first.
         self._sessions: dict[int, tuple[float, float]] = {}
         self._users: dict[int, tuple[float, float]] = {}
 
@@ -215,7 +215,7 @@ class Verifier:
         # earlier time again.
         fetched_lately = 0 <= now - self._tried_at < REFETCH_AFTER_S
         if wanted and self._refetching is None and not fetched_lately:
-            # Several calls wait for this task, so it must not inherit the deadline or the actor of the first one.
+            # Several calls wait for this task, so it must not inherit the deadline or the actor of the first call.
             self._refetching = asyncio.create_task(self._refetch(), context=contextvars.Context())
         if wanted and self._refetching is not None:
             await asyncio.shield(self._refetching)

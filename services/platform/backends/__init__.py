@@ -38,13 +38,13 @@ async def open_store(context: ServiceContext, *arguments: Any) -> OpenedStore[An
 
 
 def cluster_backends_of(context: ServiceContext) -> ClusterBackends | None:
-    """Returns the connections of the cluster; None in the embedded backend."""
+    """Returns the connections of this process to Cassandra and Redis; None with the embedded backend."""
     return cast("ClusterBackends | None", context.cluster)
 
 
 def require_cluster(context: ServiceContext) -> ClusterBackends:
-    """Returns the connections of the cluster, for `services/<name>/store/cluster.py`. Raises RuntimeError in the
-    embedded backend."""
+    """Returns the connections of this process to Cassandra and Redis, for `services/<name>/store/cluster.py`. Raises
+    RuntimeError with the embedded backend."""
     cluster = cluster_backends_of(context)
     if cluster is None:
         raise RuntimeError(f"{context.name} was opened on the cluster, but this process uses the embedded backend")
@@ -52,6 +52,6 @@ def require_cluster(context: ServiceContext) -> ClusterBackends:
 
 
 def shared_versions_of(context: ServiceContext) -> SharedVersions | None:
-    """Returns the user references and versions that processes share through Redis; None in the embedded backend."""
+    """Returns the user references and versions that processes share through Redis; None with the embedded backend."""
     cluster = cluster_backends_of(context)
     return cluster.shared if cluster is not None else None

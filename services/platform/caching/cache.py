@@ -51,7 +51,7 @@ class SingleFlight(Generic[K, V]):
         return found[key]
 
     async def run_batch(self, keys: Iterable[K], load: LoadMany[K, V]) -> dict[K, V]:
-        """Returns the values by key. Loads the keys that are not yet being loaded with one call of `load`.
+        """Returns the values by key. Calls `load` once, with all keys that no task is loading yet.
 
         Keys that no load found are absent. Raises the error of a load that fails.
         """
@@ -62,7 +62,8 @@ class SingleFlight(Generic[K, V]):
         return {key: answer[key] for answer in answers for key in wanted if key in answer}
 
     def start(self, keys: Sequence[K], load: LoadMany[K, V]) -> list[asyncio.Task[Mapping[K, V]]]:
-        """Starts a load of the keys that are not being loaded. Returns the distinct tasks that load all of the keys."""
+        """Starts one task that loads the keys which no task is loading yet. Returns all tasks, each once, that load one
+        or more of the keys."""
         tasks = {id(task): task for key in keys if (task := self._flights.get(key)) is not None}
         missing = tuple(dict.fromkeys(key for key in keys if key not in self._flights))
         if missing:
@@ -77,7 +78,7 @@ class SingleFlight(Generic[K, V]):
         return self._flights.get(key)
 
     def forget(self, key: K) -> None:
-        """Makes later callers start a new load, because the one in progress may have read an old value."""
+        """Makes later callers start a new load of the key, because the load in progress may have read an old value."""
         self._flights.pop(key, None)
 
     def _land(self, keys: Sequence[K], task: asyncio.Task[Mapping[K, V]]) -> None:
@@ -126,7 +127,7 @@ class Cache(Generic[K, V]):
         return found[key]
 
     async def batch_get_or_load(self, keys: Sequence[K], loader_of_missing: LoadMany[K, V]) -> dict[K, V]:
-        """Returns the values by key; loads all missing ones with one call.
+        """Returns the cached values by key, and loads all missing ones with one call of `loader_of_missing`.
 
         Keys that the loader does not find are absent and not cached. Raises the loader's error.
         """
@@ -153,12 +154,14 @@ class Cache(Generic[K, V]):
         return found
 
     def put(self, key: K, value: V) -> None:
-        """Caches a value. A load of the key in progress still serves its waiters, but does not overwrite this value."""
+        """Caches a value. A load of the key that is in progress still returns its own value to its waiters, but does
+        not cache it."""
         self._flight.forget(key)
         self._entries[key] = (value, self._clock() + self._ttl_s)
 
     def invalidate(self, key: K) -> None:
-        """Removes the value. A load in progress still serves its waiters, but its value is not cached."""
+        """Removes the value. A load of the key that is in progress still returns its value to its waiters, but does not
+        cache it."""
         self._flight.forget(key)
         self._entries.pop(key, None)
 

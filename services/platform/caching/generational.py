@@ -1,4 +1,4 @@
-"""A bounded map in process memory that evicts entries that were not used lately, at the cost of a dict look-up."""
+"""Provides a bounded map in process memory that evicts entries which were not used recently."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class ChangeTracker:
     def changed(self, keys: Iterable[int]) -> None:
         """Records a change of the keys.
 
-        Call it without an await after the change is visible, before the writer returns.
+        Call this method when readers can read the change, with no await in between, and before the writer returns.
         """
         self.now = now = self.now + 1
         changes = self._changes
@@ -68,7 +68,8 @@ class ChangeTracker:
             self._begun, self._rotated = (self._rotated if changes.turns == turns + 1 else now), now
 
     def unchanged(self, keys: Sequence[int], since: int) -> bool:
-        """Returns True if no key has changed since the counter was `since`; False if one has or may have changed."""
+        """Returns True if no key has changed since the counter was `since`; False if a key has changed or may have
+        changed."""
         if since == self.now:
             return True
         if since < self._begun:
@@ -133,7 +134,7 @@ def mark_uncacheable() -> None:
 
 @contextmanager
 def track_reads() -> Generator[ReadSet, None, None]:
-    """Opens a read set for the block; it collects the keys that calls in the block read."""
+    """Opens a read set for the `with` block. The read set collects the keys that calls in the block read."""
     opened = ReadSet()
     token = _current.set(opened)
     try:

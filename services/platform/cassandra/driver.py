@@ -67,7 +67,7 @@ _REJECTED_UNEXECUTED = (0x1001, 0x1002)
 _FIRST_STATEMENT_ERROR = 0x2000
 _TRANSIENT_ERRORS = (RequestExecutionException, OperationTimedOut, NoHostAvailable, ConnectionException, ConnectionBusy)
 
-# Timestamp of the current write in microseconds, so that a retry has the timestamp of the first attempt; If 0, the
+# Timestamp of the current write in microseconds, so that a retry has the timestamp of the first attempt. If 0, the
 # driver generates one.
 write_timestamp: ContextVar[int] = ContextVar("roost_write_stamp", default=0)
 
@@ -134,7 +134,7 @@ def new_driver(settings: Settings, timestamps: WriteTimestamps) -> Driver:
         port=points[0][1],
         auth_provider=auth,
         protocol_version=ProtocolVersion.V5,
-        # Rows are small, and large values are compressed already.
+        # No compression: rows are small, and large values are compressed already.
         compression=False,
         execution_profiles={
             IDEMPOTENT: profile(RetryOnNextHost(), quorum),

@@ -1,7 +1,8 @@
-"""Serializes the writers of one process by key.
+"""Lets the tasks of one process write to the same key only one after the other.
 
 Concurrent conditional writes to one partition need extra rounds of Paxos, and with more than about 30 at once most time
-out. Different processes rarely write to the same partition at the same time; within a process these locks prevent it.
+out. Different processes rarely write to the same partition at the same time; within a process these locks prevent
+concurrent writes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MAX_WAITERS_PER_KEY = 500
 
 
 class KeyedLocks:
-    """Locks by key. A lock exists only while a task holds or awaits it."""
+    """One lock per key. A lock exists only while a task holds it or waits for it."""
 
     def __init__(self) -> None:
         self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}

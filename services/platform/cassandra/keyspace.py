@@ -66,8 +66,8 @@ _write_retries = Counter(
 
 
 class Cassandra:
-    """The connections of one process. Bounds the number and duration of requests, and raises driver errors as
-    RoostError."""
+    """The connections of one process to Cassandra. Limits the number and the duration of requests, and raises driver
+    errors as RoostError."""
 
     def __init__(self, settings: Settings, driver: Driver, session: Session, timestamps: WriteTimestamps) -> None:
         self.settings = settings

@@ -57,7 +57,7 @@ log = structlog.get_logger(__name__)
 
 
 class MigrationStatus(NamedTuple):
-    """How many of the known migrations a keyspace has applied."""
+    """The number of applied migrations of a keyspace, and the number of migrations that this release knows."""
 
     keyspace: str
     applied: int

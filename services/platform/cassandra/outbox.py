@@ -49,7 +49,8 @@ PUBLISH_BATCH = 500
 # written the flags, the events are published twice.
 FLAG_WRITE_DELAY_S = 0.5
 FLAG_WRITE_BATCH = 1_000
-# Timers have millisecond resolution and may fire up to one millisecond early.
+# Seconds before its due time at which a flag write may begin: the event loop's timers have millisecond resolution and
+# may fire early.
 TIMER_TOLERANCE_S = 0.002
 # Maximum number of seconds that `stop` waits until the queued events are published.
 DRAIN_S = 2.0
@@ -61,10 +62,9 @@ _INSERT = """INSERT INTO outbox (shard, minute, event_id, topic, key, payload, t
 _SET_PUBLISHED = """UPDATE outbox USING TIMESTAMP ? SET published = true
     WHERE shard = ? AND minute = ? AND event_id = ? AND topic = ?"""
 
-# Maximum number of milliseconds between the time in an event id and the current time for which the partition of the
-# event's row is the minute of the id, so that a repeated batch writes the same row. If the difference is greater, as
-# for a batch that is executed again hours later, the row belongs to the current minute, because sweepers no longer read
-# the minute of the id.
+# The partition of an event's row is the minute of its event id, so that a batch which is executed again writes the same
+# row. If the id is more than this many milliseconds older or newer than the current time (a batch executed again hours
+# later), the partition is the current minute, because sweepers no longer read the minute of the id.
 MAX_ID_AGE_MS = 5 * 60_000
 # Maximum number of events whose state (queued or published) this process has in memory; beyond it the oldest is
 # dropped. The sweeper of this process does not publish these events again if it finds their rows.
@@ -227,7 +227,8 @@ class Outbox:
             except Exception as error:
                 if is_transient(error):
                     raise
-                # A defect in one partition must not block the others forever.
+                # The error is only logged, because a defective event in one partition must not block the other
+                # partitions forever.
                 log.error(LogEvent.OUTBOX_VALIDATION_FAILED, events=len(unseen), error=repr(error))
         appended = await self._append(valid, "sweeper") if valid else set()
         await self._set_published(

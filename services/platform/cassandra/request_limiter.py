@@ -1,7 +1,7 @@
 """Bounds the number of requests to Cassandra and passes their results to the event loop in batches.
 
 The driver completes requests on its own thread. Waking the event loop costs more than processing one result, so results
-are collected until the loop runs, and a group of requests completes as one.
+are collected until the loop runs, and the results of requests that were sent together are passed on together.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class RequestLimiter:
 
     @property
     def in_flight(self) -> int:
-        """How many requests have been sent and have no result yet."""
+        """The number of requests that have been sent and have no result yet."""
         return self._max_in_flight - self._free
 
     async def run(self, sends: Sequence[Send], deadline: float) -> list[StatementResult]:
         """Sends these requests (at most MAX_IN_FLIGHT) and returns their results in order, once all have completed.
 
         Waits for a free slot until `deadline` (event loop time), then raises DEADLINE_EXCEEDED. Raises
-        RESOURCE_EXHAUSTED if the queue is full, UNAVAILABLE once closed. After sending, only the driver's timeouts
+        RESOURCE_EXHAUSTED if the queue is full, UNAVAILABLE after `close`. After sending, only the driver's timeouts
         bound the wait.
         """
         if not self._open:

@@ -49,7 +49,7 @@ _ADVANCE = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_i
 MAX_CLAIMS = 32
 # Maximum number of seconds by which the clocks of two machines may differ. The earlier process with this worker id may
 # have run on a machine whose clock is ahead: then the process waits at the start until its own clock has passed the
-# high-water mark.
+# high-water mark. If its clock is behind by more than `mint_s` plus this number, it raises UNAVAILABLE.
 MAX_CLOCK_SKEW_S = 2.0
 # Seconds between two attempts of a failed renewal. Within this time the process notices that an outage has ended, or
 # that a wrong clock was corrected.
@@ -62,8 +62,8 @@ class LeaseTiming(NamedTuple):
     """Times in seconds. Another process may lease the worker id `ttl_s` after the last renewal; the owner renews the
     lease every `renew_s`.
 
-    Ids may be minted for `mint_s` after a renewal began, which is also how far each renewal raises the high-water mark
-    ahead.
+    Ids may be minted for `mint_s` after the start of a renewal. Each renewal raises the high-water mark to `mint_s`
+    ahead of the clock.
     """
 
     ttl_s: int

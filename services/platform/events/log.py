@@ -125,7 +125,7 @@ class EventLog(Protocol):
     """Appends events and creates consumers."""
 
     async def append(self, records: Sequence[Record]) -> None:
-        """Appends the records; they are durable when it returns.
+        """Appends the records, which are durable when this method returns.
 
         Raises UNAVAILABLE if the log does not confirm them; they may have been appended all the same.
         """
@@ -142,8 +142,8 @@ class EventLog(Protocol):
 
         `apply` gets 1 to `max_batch` events in order; calls do not overlap. If it raises a transient error (see
         `is_transient`), the batch is retried until it succeeds, so an outage loses no event. After another error the
-        batch is split into halves until the failing event is alone; after MAX_TRIES it becomes a dead letter and
-        delivery continues.
+        batch is split into halves until the failing event is alone; after MAX_TRIES failures this event becomes a dead
+        letter and delivery continues.
 
         With `broadcast`, every process gets every event. The offset is held in memory only: delivery starts where
         `seek` has moved the consumer, otherwise with the first event that is appended after its start.

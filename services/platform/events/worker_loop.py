@@ -12,7 +12,7 @@ import structlog
 from services.platform.log_events import LogEvent
 
 RETRY_FIRST_S = 0.05
-# The longest delay in seconds between two retries, so the end of an outage is noticed within this time.
+# Maximum delay in seconds between two retries, so that the end of an outage is noticed within this time.
 RETRY_MOST_S = 2.0
 
 _log = structlog.get_logger(__name__)

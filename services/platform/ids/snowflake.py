@@ -96,8 +96,8 @@ class Snowflake:
         raise self._refuse("the clock stands still")
 
     def try_mint(self) -> int | None:
-        """Returns a new id, or None if `mint` would wait. Raises UNAVAILABLE under the conditions of `mint`, except
-        that it does not notice a clock that does not advance."""
+        """Returns a new id, or None if `mint` would wait. Raises UNAVAILABLE if the clock is further behind the last id
+        than `mint` would wait for, or is outside EPOCH_MS to LAST_MS."""
         now = self._clock_ms()
         if now > self.last_ms:
             if not EPOCH_MS <= now <= LAST_MS:

@@ -1,4 +1,4 @@
-"""Administration of Kafka: creates topics, reads and commits offsets of consumer groups."""
+"""Creates the topics of Kafka, and reads and commits the offsets of consumer groups."""
 
 from __future__ import annotations
 
@@ -131,8 +131,7 @@ class KafkaAdmin:
         return sorted(g.group_id.removeprefix(begin) for g in found.valid if g.group_id.startswith(begin))
 
     async def committed(self, group: str, partitions: Sequence[PartitionKey] | None = None) -> dict[PartitionKey, int]:
-        """Returns the next offset that the group will read of each partition; omits partitions without a committed
-        offset.
+        """Returns, by partition, the next offset that the group will read; omits partitions without a committed offset.
 
         `group` includes the namespace prefix. If `partitions` is None, returns all partitions of the group.
         """

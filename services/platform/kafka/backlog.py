@@ -39,8 +39,8 @@ class PartitionProgress(NamedTuple):
 
 
 class Backlog:
-    """A queue of fetched entries in fetch order, and the offsets of the assigned partitions. From `max_entries` entries
-    on, `is_full` tells the fetcher to stop. Thread-safe."""
+    """A queue of fetched entries in fetch order, and the offsets of the assigned partitions. If it has `max_entries`
+    entries, `is_full` returns True and the fetcher stops fetching. Thread-safe."""
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries
@@ -89,7 +89,7 @@ class Backlog:
             return len(self._entries) >= self._max_entries
 
     def wait_for_room(self, at_most_s: float) -> bool:
-        """Waits until at most half of `max_entries` are queued. Returns False if that takes longer than `at_most_s`
+        """Waits until at most half of `max_entries` are queued. Returns False if this takes longer than `at_most_s`
         seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self._entries) <= self._max_entries // 2, at_most_s)
@@ -115,9 +115,9 @@ class Backlog:
 
     def seek(self, targets: Mapping[PartitionKey, int]) -> dict[PartitionKey, int]:
         """Moves assigned partitions to these offsets and drops their queued entries; ignores other partitions. Returns
-        the offsets applied.
+        the new offsets of the partitions that it moved.
 
-        Entries of the current batch no longer advance the offsets of these partitions.
+        Entries of the batch in progress no longer advance the offsets of these partitions.
         """
         with self._changed:
             assigned = {partition: offset for partition, offset in targets.items() if partition in self._epochs}

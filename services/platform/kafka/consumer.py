@@ -155,7 +155,7 @@ class KafkaConsumer(Consumer):
         return {**await self._log.admin.offsets(partitions, LATEST), **self._resume_offsets}
 
     async def _start_offsets(self, partitions: Sequence[PartitionKey]) -> dict[PartitionKey, int]:
-        """Returns the next offset to read of each partition: for a broadcast consumer the one held in memory, otherwise
+        """Returns the next offset to read of each partition: for a broadcast consumer the offset in memory, otherwise
         the offset that the group committed, but not below the oldest event that retention has not deleted."""
         if self._broadcast:
             return await self._broadcast_start()
@@ -164,7 +164,7 @@ class KafkaConsumer(Consumer):
         return {partition: max(committed.get(partition, 0), first[partition]) for partition in partitions}
 
     async def _step(self) -> bool:
-        """Applies the next batch. Returns False if no event is fetched or the consumer is paused."""
+        """Applies the next batch. Returns False if no fetched event is left or the consumer is paused."""
         if self._paused:
             return False
         entries = self.backlog.next_batch(self._max_batch)

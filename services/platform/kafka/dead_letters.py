@@ -35,7 +35,7 @@ class DeadLetters:
 
     async def add(self, group: str, source: tuple[str, int], event: ConsumedEvent, error: BaseException) -> None:
         """Stores an event of the partition `source` as a dead letter of the group, with its last error. Raises
-        UNAVAILABLE if Kafka does not confirm the record in time, and ValueError if it is too large."""
+        UNAVAILABLE if Kafka does not confirm the record in time, and ValueError if the record is too large."""
         reason = repr(error)[:MAX_REASON_CHARS]
         topic, partition = source
         headers = headers_of(Record(*event[2:]))
@@ -53,8 +53,8 @@ class DeadLetters:
         """Appends the events of the group's dead letters again, then deletes the dead letters. Returns how many dead
         letters it deleted.
 
-        At most MAX_BATCH per call. A crash between the two steps repeats events and loses none. Events that fail again
-        meanwhile are left for the next call.
+        Processes at most MAX_BATCH dead letters per call. A crash between the two steps repeats events and loses none.
+        Events that fail again meanwhile are left for the next call.
         """
         dead_letters = await self._read(group)
         await self._producer.append([Record(*dead_letter.event[2:]) for dead_letter in dead_letters.values()])

@@ -85,7 +85,8 @@ class Fetcher:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Commits, leaves the group and stops the thread. Gives up after STOP_TIMEOUT_S."""
+        """Commits, leaves the group and stops the thread. If this takes longer than STOP_TIMEOUT_S, logs a warning and
+        returns."""
         self._stopping.set()
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
@@ -249,7 +250,8 @@ def _consumer_settings(settings: Settings, group: str) -> dict[str, Any]:
         "heartbeat.interval.ms": int(HEARTBEAT_INTERVAL_S * 1_000),
         "queued.min.messages": PREFETCH_MESSAGES,
         "queued.max.messages.kbytes": PREFETCH_KIB,
-        # Right after an assignment the broker waits this long on one partition before the others are fetched.
+        # Right after an assignment the broker waits up to this time for events of one partition before the other
+        # partitions are fetched.
         "fetch.wait.max.ms": FETCH_WAIT_MS,
         # Topics may be created after the consumer started.
         "topic.metadata.refresh.interval.ms": 30_000,

@@ -72,7 +72,7 @@ class _PendingSend:
 
 
 class KafkaProducer:
-    """The producer of a process: idempotent, acknowledged by all in-sync replicas. `clock_ms` returns unix
+    """The producer of a process: idempotent, acknowledged by all in-sync replicas. `clock_ms` returns Unix
     milliseconds."""
 
     def __init__(self, settings: Settings, clock_ms: Callable[[], int]) -> None:

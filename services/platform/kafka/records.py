@@ -51,8 +51,8 @@ def client_settings(settings: Settings) -> dict[str, Any]:
 
 
 class RateLimitedErrors:
-    """Logs a client's broker errors: each error code once per LOG_INTERVAL_S, because an outage repeats them
-    continually."""
+    """Logs the broker errors of a client: each error code at most once per LOG_INTERVAL_S seconds, because during an
+    outage the same errors are reported continually."""
 
     def __init__(self, client: str) -> None:
         self._client = client

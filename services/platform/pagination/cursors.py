@@ -34,8 +34,8 @@ class Cursors:
     def seal(self, list_name: str, owner_id: int, *values: int | str) -> str:
         """Returns a cursor that contains the values (64-bit integers or strings): base64url without padding.
 
-        `owner_id` is the id of the only user who may use it, the reader of a private list, or 0 for a public list.
-        Raises ValueError if the cursor is longer than MAX_CURSOR_CHARS.
+        `owner_id` is the id of the only user who may use the cursor, that is, the reader of a private list; 0 for a
+        public list. Raises ValueError if the cursor is longer than MAX_CURSOR_CHARS.
         """
         payload = orjson.dumps(values)
         token = base64.urlsafe_b64encode(self._seal(list_name, owner_id, payload) + payload).rstrip(b"=").decode()

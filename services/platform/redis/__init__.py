@@ -1,1 +1,2 @@
-"""A Redis client that bounds every wait, and the versions that processes share through it."""
+"""Provides a Redis client whose calls all have a time limit, and the user references and versions that processes share
+through Redis."""

@@ -31,8 +31,8 @@ KEYS_PER_COMMAND = 500
 # Length of the part of the run id that is in a key: enough characters to distinguish the nodes.
 RUN_ID_CHARS = 10
 # Maximum number of ids per kind of key whose failed write is retried: some minutes of changes. Beyond it a failed write
-# is not retried: other processes see the change when the old key expires, or when a consumer of the change's event
-# writes the key again.
+# is not retried: other processes read the change only when the old key expires, or when a consumer of the change's
+# event writes the key again.
 MAX_PENDING = 100_000
 
 
@@ -47,13 +47,13 @@ class SharedKeyClient:
         self._retry_loop = WorkerLoop(name, self._retry_pending)
 
     async def close(self) -> None:
-        """Stops the background retries of writes that Redis did not accept. Other processes then see these changes only
-        when the old keys expire, or when a consumer of the change's event writes the keys again."""
+        """Stops the background retries of writes that Redis did not accept. Other processes then read these changes
+        only when the old keys expire, or when a consumer of the change's event writes the keys again."""
         await self._retry_loop.stop()
 
     def _queue_retry(self, publish: Publish, ids: Iterable[int]) -> None:
-        """Queues these ids, for which `publish` failed: the background task calls `publish` for them again until it
-        succeeds."""
+        """Queues these ids, for which `publish` failed: the background task calls `publish` for them again until
+        `publish` succeeds."""
         pending = self._pending.setdefault(publish, {})
         for i in ids:
             if i in pending or len(pending) < MAX_PENDING:
@@ -71,8 +71,8 @@ class SharedKeyClient:
                     "Redis rejects changes that other processes must see", reason=Reason.CACHE_UNAVAILABLE
                 )
             for i, times in some.items():
-                # A higher count means that another write of the id failed while this attempt ran. Its change may be
-                # newer than what this attempt published, so the id stays queued.
+                # A higher count means that another write of the id failed while this attempt ran. The change of that
+                # write may be newer than the value that this attempt wrote, so the id stays queued.
                 if pending[i] == times:
                     del pending[i]
             return True
@@ -94,7 +94,8 @@ class SharedKeyClient:
         node of `connection`. Raises UNAVAILABLE if the node does not answer or rejects a command."""
         keys = [key_of(kind, i, connection) for i in ids]
         if self._redis.clustered:
-            # Keys of several slots need one command each; they are still one round trip.
+            # A command of a cluster cannot read keys of several slots, so each key needs its own command; all are sent
+            # in one round trip.
             return await self._replies(connection, [command("GET", key) for key in keys])
         (values,) = await self._replies(connection, [command("MGET", *keys)])
         return list(values)

@@ -1,6 +1,6 @@
 """Checks the lengths of a request's lists, before any of their items is validated.
 
-Validation costs up to 15 µs for each item that breaks a field rule, and a request of one megabyte holds hundreds of
+Validation takes up to 15 µs for each item that breaks a field rule, and a request of one megabyte holds hundreds of
 thousands of items.
 """
 

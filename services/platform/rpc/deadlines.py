@@ -19,8 +19,8 @@ class with_deadline(Generic[T]):  # noqa: N801 (used as a function: `await with_
     asyncio.timeout_at does the same at 9 µs a call (measured). Most in-process calls are answered from memory and never
     suspend, so the timer is set only when the coroutine suspends for the first time.
 
-    `first_awaitable` is for a caller that has already advanced the coroutine with `send(None)` to avoid the cost of
-    this object: it is the value that `send` returned.
+    A caller may first advance the coroutine with `send(None)`, so that it need not create this object for a coroutine
+    that never suspends. It then passes the value that `send` returned as `first_awaitable`.
     """
 
     __slots__ = ("_coroutine", "_deadline", "_fired", "_first_awaitable", "_task")

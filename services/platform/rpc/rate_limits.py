@@ -1,4 +1,5 @@
-"""Rate limits: a token bucket for each (class, user or address), stored as the time at which it is full again (GCRA).
+"""Limits the rate of calls by token buckets: one bucket for each pair of a rate limit class and a user or client
+address, stored as the time at which it is full again (GCRA).
 
 A process has one RateLimits object for its HTTP gateway and its gRPC server, so a client that uses both has one
 allowance. The policy of a method names its class; the settings define the limit of each class.
@@ -54,7 +55,8 @@ BY_ADDRESS = frozenset({options.RATE_LIMIT_AUTH, options.RATE_LIMIT_SIGN_UP})
 # RESOURCE_EXHAUSTED.
 FAILURES, FAILURES_WINDOW_S = 10, 1_800.0
 # Maximum number of failed log-ins to one account from all addresses that never logged in to it, and the seconds in
-# which this allowance refills. NIST SP 800-63B allows 100 consecutive failures.
+# which this allowance refills. Beyond it, SLOWED_FAILURES limits each of these addresses. NIST SP 800-63B allows 100
+# consecutive failures.
 STRANGERS_FAILURES, STRANGERS_WINDOW_S = 100, 3_600.0
 # Maximum number of failed log-ins to one account from one address that never logged in to it, when STRANGERS_FAILURES
 # is used up, and the seconds in which this allowance refills: enough for the owner on a new device, too few to guess a

@@ -1,4 +1,4 @@
-"""The base of workers that read a server stream without end and open it again whenever it is lost."""
+"""Defines the base class of workers that read an endless server stream and open it again whenever it is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 class StreamSubscriber(BackgroundWorker, Generic[M]):
     """Passes the messages of a stream to `_receive`, and opens the stream again when it ends, fails or is silent.
 
-    A stream is silent if it sends nothing for `silence_s` seconds; the server must send more often than that. The delay
+    A stream is silent if it sends nothing for `silence_s` seconds; the server must send messages more often. The delay
     before the next attempt starts at `retry_first_s`, doubles up to `retry_max_s`, and starts again after a stream that
     lasted longer than `silence_s`.
     """
@@ -42,7 +42,8 @@ class StreamSubscriber(BackgroundWorker, Generic[M]):
         """Processes the next message of the stream."""
 
     def _lost(self) -> None:
-        """Called when a stream has ended, before the next is opened."""
+        """Called when a stream has ended, before the next one is opened. Does nothing unless a subclass overrides
+        it."""
 
     async def _run(self) -> None:
         delay_s = self._retry_first_s

@@ -44,7 +44,7 @@ READERS = 2
 BUSY_TIMEOUT_S = 1.0
 # Bytes to which a checkpoint truncates a write-ahead log (WAL) that grew beyond this size during a long read.
 WAL_KEEP_BYTES = 64 * 1024 * 1024
-CACHE_KIB = 16 * 1024  # Per connection; there are 1 + READERS.
+CACHE_KIB = 16 * 1024  # Size of the page cache of each of the 1 + READERS connections.
 
 log = structlog.get_logger(__name__)
 
@@ -163,8 +163,8 @@ class Database:
     def _read_loop(self, connection: sqlite3.Connection) -> None:
         ended = False
         while not ended:
-            # Each reader thread takes a part of the queue: then one wake-up of the event loop serves several reads, and
-            # no thread takes all of them.
+            # Each reader thread takes a part of the queue: then one wake-up of the event loop passes on the results of
+            # several reads, and no thread takes all reads.
             jobs, ended = self._reads.next_jobs(1 + self._reads.jobs.qsize() // READERS)
             outcomes = []
             for unit, future, _ in jobs:

@@ -123,8 +123,8 @@ class EmbeddedLog(EventLog):
         await self.db.close()
 
     def _wake(self) -> None:
-        # The database calls this after each commit, because the caller that appends may be cancelled. Writes without
-        # events are quiet and do not call it.
+        # The database calls this method after each commit. `append` does not wake the consumers itself, because its
+        # caller may be cancelled before the commit. Writes without events are quiet and do not call this method.
         for consumer in self.running.values():
             consumer.worker.wake()
 

@@ -1,4 +1,4 @@
-"""The worker id of the embedded backend, leased by a locked file that also stores the high-water mark of its ids."""
+"""Leases the worker id of the embedded backend by a locked file, which also stores the high-water mark of the ids."""
 
 from __future__ import annotations
 

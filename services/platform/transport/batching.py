@@ -1,4 +1,5 @@
-"""Sends concurrent unary calls to one target as one batch: a batch of forty calls costs about as much as a single call.
+"""Sends concurrent unary calls to one target as one batch: a batch of forty calls takes about as much CPU as a single
+call.
 
 No timer delays calls to collect them. While MAX_BATCHES batches are in progress, calls are queued; when one ends, the
 queued calls are sent together, up to MAX_ITEMS or MAX_BYTES. A single queued call is sent as an ordinary RPC.
@@ -176,7 +177,7 @@ class BatchingChannel(AbstractChannel):
         return group
 
     async def _send(self, group: list[_QueuedCall]) -> None:
-        # A batch has no actor. Without this, the task would inherit the current call of the task that created it.
+        # A batch has no actor. Without this line, the task would inherit the current call of the task that created it.
         current_call.set(Call())
         counted = True
 

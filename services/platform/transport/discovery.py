@@ -45,7 +45,7 @@ class Registrar(BackgroundWorker):
     the registry does not answer.
 
     `channel` is a channel to the registry, `services` are names such as `tweet`, `address` (host:port) is where other
-    processes reach them.
+    processes call these services.
     """
 
     def __init__(self, channel: grpc.aio.Channel, services: Sequence[str], address: str) -> None:
@@ -172,7 +172,8 @@ class DiscoveredChannel(AbstractChannel):
         task.add_done_callback(self._retiring.discard)
 
     async def close(self, grace: float | None = None) -> None:
-        """Closes the current channel, whose calls get `grace` seconds to end, and at once the replaced ones."""
+        """Closes the current channel, whose calls get `grace` seconds to end, and closes the replaced channels at
+        once."""
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)

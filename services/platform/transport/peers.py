@@ -14,7 +14,7 @@ from services.platform.background import BackgroundWorker
 from services.platform.health import PEER_READY
 from services.platform.log_events import LogEvent
 
-# Seconds between two checks of all connections. A check costs microseconds for each peer.
+# Seconds between two checks of all connections. A check takes microseconds for each peer.
 LOOK_EVERY_S = 1.0
 # Seconds without a connection after which a peer is logged as unreachable. A restart takes a second or two, and at
 # start the processes of a mesh wait for one another.
@@ -26,7 +26,7 @@ _log = structlog.get_logger(__name__)
 
 class Peers(BackgroundWorker):
     """A worker that keeps the connections of `channels` (by service) established, and checks them every LOOK_EVERY_S
-    seconds. They stay open after `stop`.
+    seconds. The connections stay open after `stop`.
 
     It logs connections that are lost and established again, and sets the metric `roost_peer_ready`.
     """

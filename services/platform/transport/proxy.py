@@ -32,7 +32,7 @@ class ProxyServicer:
 
 
 def forwarders(folders: Collection[str], channel_of: ChannelOf) -> dict[str, object]:
-    """Returns a ProxyServicer for each gRPC service of these services. `folders` are service names such as `tweet`.
+    """Returns a ProxyServicer for each gRPC service of the services `folders`, which are names such as `tweet`.
 
     The keys are full names, such as `roost.tweet.v1.TweetService`.
     """

@@ -47,7 +47,7 @@ USER_AGENT_KEY = "roost-user-agent"
 DEADLINE_MARGIN_S = 0.005
 
 # A ping every 30 s detects a dead peer before most deadlines of streams. There are no pings without calls, so idle
-# channels cost nothing.
+# channels cause no traffic.
 CONNECTION_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -149,7 +149,8 @@ def time_left(method: Method | None, timeout: float | None) -> float | None:
 
 
 class RoutingChannel(AbstractChannel):
-    """Sends calls to services in `remote` (channels by service name, such as `tweet`) there, all others over `local`.
+    """Sends the calls to each service in `remote` (channels by service name, such as `tweet`) over its channel, and all
+    other calls over `local`.
 
     A call over a channel of `remote` makes the current read set uncacheable.
     """

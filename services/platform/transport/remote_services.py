@@ -18,7 +18,8 @@ REGISTRY = "registry"
 
 
 class RemoteServices:
-    """Knows the services in the setting `static_peers` and those that it looks up in the registry.
+    """Has the addresses of the services in the setting `static_peers`, and looks up those of other services in the
+    registry.
 
     Channels authenticate with `mesh_secret`, and those of the operator with `operator_token` as well. They are opened
     at their first use and closed by `close`.
@@ -28,7 +29,7 @@ class RemoteServices:
         self._registry_address = settings.registry_address
         self._mesh_secret = mesh_secret
         self._operator_token = operator_token
-        # The gRPC target of each service.
+        # The gRPC target of each service in `static_peers`, except the services of this process.
         self._static = dict(settings.static_peers)
         self._watches: dict[str, Watch] = {}
         # Open channels by name of the called service and of the caller.

@@ -88,7 +88,8 @@ class GrpcServer:
             ) from error
 
     async def start(self, endpoints: Mapping[str, InterceptedMethod]) -> None:
-        """Serves the methods (by path), reflection if enabled, and health, by full service name and by folder name."""
+        """Serves the methods in `endpoints` (by path), reflection if it is enabled, and health checks, which name a
+        service by its full gRPC name or as `tweet`."""
         by_service: dict[str, dict[str, Any]] = {}
         for endpoint in endpoints.values():
             by_service.setdefault(endpoint.method.service, {})[endpoint.method.name] = self._methods.handler(endpoint)

@@ -141,9 +141,9 @@ class InterceptedMethod:
             raise errors.deadline_exceeded("too little time was left before the deadline to begin the call")
         if isinstance(request, bytes):
             request = self.parsed(request)
-        # The list bounds (max_items) are checked before the field rules, because the cost of the field rules grows with
-        # the number of items. If a service of this process calls a mesh method (`trusted_local`), the field rules are
-        # skipped, which saves 5 to 100 µs; the list bounds are checked even then, because that costs under 1 µs.
+        # The list bounds (max_items) are checked before the field rules, because the time for the field rules grows
+        # with the number of items. If a service of this process calls a mesh method (`trusted_local`), the field rules
+        # are skipped, which saves 5 to 100 µs; the list bounds are checked even then, because they take under 1 µs.
         if self._bounds is not None:
             self._bounds.check(request)
         if not trusted_local or callers is None:

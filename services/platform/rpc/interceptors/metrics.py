@@ -47,7 +47,7 @@ class Observer:
         return monotonic()
 
     def end(self, begun: float, code: grpc.StatusCode) -> None:
-        """Counts the end of a call with its status code; `begun` is what `begin` returned."""
+        """Counts the end of a call with its status code; `begun` is the time that `begin` returned."""
         took = monotonic() - begun
         self._seconds += took
         self._buckets[bisect_left(BUCKETS, took)] += 1
@@ -104,6 +104,6 @@ REGISTRY.register(_observers)
 
 
 def observer_of(service: str, method: str) -> Observer:
-    """Returns the Observer of a method, the same one at every call. `service` is the full gRPC name, `method` the bare
-    one."""
+    """Returns the Observer of a method, the same one at every call. `service` is the full name of the gRPC service,
+    `method` the name of the method without the service."""
     return _observers.by_method.setdefault((service, method), Observer())

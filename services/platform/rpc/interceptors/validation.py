@@ -35,8 +35,8 @@ def validate(method: Method, request: Message) -> None:
 
 
 def check_caller_only(method: Method, request: Message, call: Call) -> None:
-    """Raises PERMISSION_DENIED if a field with the option `caller_only` holds another user id than the caller's; 0 is
-    allowed."""
+    """Raises PERMISSION_DENIED if a field with the option `caller_only` holds another user id than that of the actor; 0
+    (not set) is allowed."""
     for name in method.caller_only:
         value = getattr(request, name)
         if value and value != call.actor.user_id:
