@@ -15,10 +15,12 @@ from services.platform.log_events import LogEvent
 # Seconds between two steps of a job, so that the store serves requests in between.
 PAUSE_S = 0.05
 
-_items = Counter("roost_job_items", "What a periodic job has done, in items of its own.", ["job"])
-_failures = Counter("roost_job_failures", "Steps of a periodic job that failed; it goes on at its next turn.", ["job"])
+_items = Counter("roost_job_items", "Items that a periodic job has processed.", ["job"])
+_failures = Counter(
+    "roost_job_failures", "Failed steps of a periodic job, which continues after its interval.", ["job"]
+)
 _finished_s = Gauge(
-    "roost_job_finished_timestamp_seconds", "When a periodic job last found nothing left to do.", ["job"]
+    "roost_job_finished_timestamp_seconds", "Unix time at which a periodic job last processed all items.", ["job"]
 )
 
 _log = structlog.get_logger(__name__)

@@ -52,7 +52,8 @@ from services.platform.transport.remote_services import REGISTRY, RemoteServices
 from services.platform.transport.server import GrpcServer
 
 _clock_behind_s = Gauge(
-    "roost_snowflake_clock_behind_seconds", "How far the clock is behind the last minted id; above 0 writes fail."
+    "roost_snowflake_clock_behind_seconds",
+    "Seconds by which the clock is behind the last minted id; if above 0, writes fail.",
 )
 _ids_available = Gauge("roost_snowflake_available", "1 if ids can be minted, 0 if they cannot and every write fails.")
 

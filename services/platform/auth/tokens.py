@@ -223,7 +223,7 @@ class Verifier:
             return key
         if self._failing:
             raise errors.unavailable(
-                "access tokens cannot be verified, because the signing keys are unavailable: try again",
+                "access tokens cannot be verified, because the signing keys are unavailable: retry later",
                 reason=Reason.NO_SIGNING_KEYS,
             )
         raise _invalid_token()

@@ -61,7 +61,7 @@ WRITE_BUDGET_S = 6.0
 MAX_BATCH = 100
 
 _write_retries = Counter(
-    "roost_cassandra_write_retries", "Writes sent again, because the outcome of the first was unknown."
+    "roost_cassandra_write_retries", "Writes sent again, because the outcome of an earlier attempt was unknown."
 )
 
 

@@ -73,7 +73,7 @@ MAX_TRACKED = 3 * MAX_QUEUED
 _Key = tuple[int, str]
 
 _published = Counter(
-    "roost_outbox_published", "Events published, by who sent them: their writer, or a sweeper.", ["by"]
+    "roost_outbox_published", "Events published, by the worker that appended them: writer or sweeper.", ["by"]
 )
 log = structlog.get_logger(__name__)
 

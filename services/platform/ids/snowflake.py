@@ -32,7 +32,9 @@ _WAIT_S = 0.001
 # many as the longest wait needs, so it is reached only if the clock does not advance.
 _MAX_WAITS = 4 * (RESERVE_MS + CLOCK_BACK_WAIT_MS)
 
-_refused = Counter("roost_snowflake_refused", "Ids refused, because the clock went back or an id cannot hold it.")
+_refused = Counter(
+    "roost_snowflake_refused", "Ids refused, because the clock went back or is outside the range of ids."
+)
 _log = structlog.get_logger(__name__)
 
 

@@ -37,7 +37,7 @@ class ConcurrencyLimit:
         reached. A rejected operation is not counted.
         """
         if self._total >= self._most:
-            message = f"the server is overloaded: too many {self._what} are in progress; try again later"
+            message = f"the server is overloaded, because too many {self._what} are in progress: retry later"
             raise errors.unavailable(message, RETRY_AFTER_S, reason=Reason.OVERLOADED)
         own = self._by_key.get(key, 0)
         if own >= self._most_per_key:

@@ -93,7 +93,7 @@ class Verdict:
         """Raises RESOURCE_EXHAUSTED, with the time to wait, if the request is not allowed."""
         if not self.allowed:
             per = "a minute" if self.bucket.window_s == WINDOW_S else f"in {self.bucket.window_s / 60:g} minutes"
-            message = f"more than {self.bucket.limit} {self.bucket.name} requests {per}: wait before you try again"
+            message = f"more than {self.bucket.limit} {self.bucket.name} requests {per}: wait before you retry"
             raise errors.resource_exhausted(message, self.retry_after_s, reason=Reason.RATE_LIMITED)
 
 

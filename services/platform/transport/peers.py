@@ -20,7 +20,7 @@ LOOK_EVERY_S = 1.0
 # start the processes of a mesh wait for one another.
 PATIENCE_S = 5.0
 
-_ready = Gauge("roost_peer_ready", "1 if calls to the service can leave, 0 if its connection is not ready.", ("peer",))
+_ready = Gauge("roost_peer_ready", "1 if the connection to the service is ready for calls, 0 if it is not.", ("peer",))
 _log = structlog.get_logger(__name__)
 
 
