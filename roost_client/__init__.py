@@ -7,8 +7,8 @@
         for tweet in roost.home_timeline():
             ...
 
-Methods return the API's own messages. A failed call raises `ApiError`. Lists are iterators that request further pages
-when they need them.
+Methods return the messages of the gRPC API. A failed call raises `ApiError`. Methods that list items return an
+iterator, which requests the next page when the items of the last one are used up.
 """
 
 from roost_client.client import Client, connect

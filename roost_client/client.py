@@ -1,4 +1,4 @@
-"""The synchronous client: one method per RPC that programs commonly need."""
+"""The synchronous client: one method for each RPC that programs commonly need."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from roost.tweet.v1 import tweet_service_pb2 as tweets
 from roost_client.transport import Transport, service_config
 
 PAGE_SIZE = 100
-# The most polls of a home timeline that is still being built, and the pause between two polls in seconds.
+# Maximum number of reads of a home timeline that is still being built, and the number of seconds between two reads.
+# After the last one, TimeoutError is raised.
 PARTIAL_TRIES = 50
 PARTIAL_PAUSE_S = 0.1
 
@@ -42,8 +43,11 @@ P = TypeVar("P", bound=_Page)
 
 
 def connect(target: str, *, token: str = "", channel: grpc.Channel | None = None) -> Client:
-    """Returns a client of the mesh at HOST:PORT; it connects at the first call. `token` is an existing access token.
-    `channel` replaces the plaintext channel, for TLS and tests."""
+    """Returns a client of the mesh at the address `target` (HOST:PORT). It connects at the first call.
+
+    `token` is an access token; with "", calls are anonymous until `login`. `channel` replaces the default channel,
+    which uses no TLS.
+    """
     if channel is None:
         channel = grpc.insecure_channel(target, options=[("grpc.service_config", service_config(_FILES))])
     return Client(Transport(channel, token))
@@ -52,13 +56,13 @@ def connect(target: str, *, token: str = "", channel: grpc.Channel | None = None
 class Client:
     """Calls the mesh as one user, or anonymously before `login`. Every method raises ApiError if the call fails.
 
-    Do not share a client between threads while its token changes; `acting_as` makes one per thread over the same
-    connection.
+    Threads must not use a client while another thread calls `sign_up`, `login` or `refresh`, which change its tokens.
+    `acting_as` creates clients for other threads over the same connection.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        # `refresh` exchanges it for new tokens when the access token has expired.
+        # Set by `sign_up` and `login`. When the access token has expired, `refresh` exchanges it for new tokens.
         self.refresh_token = ""
 
     def __enter__(self) -> Client:
@@ -70,15 +74,15 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection, which is shared with the clients made by `acting_as`."""
+        """Closes the connection. The clients that `acting_as` returned share it, so they can make no more calls."""
         self._transport.channel.close()
 
     def acting_as(self, token: str) -> Client:
-        """Returns another client with this access token, over the same connection."""
+        """Returns another client that uses the access token `token`, over the same connection."""
         return Client(Transport(self._transport.channel, token))
 
     def sign_up(self, username: str, email: str, password: str, *, display_name: str = "") -> user_pb2.User:
-        """Creates an account and uses its tokens for later calls."""
+        """Creates an account and returns its user. Later calls of this client are made as this user."""
         request = auth.SignUpRequest(
             username=username, email=email, password=password, profile=user_pb2.Profile(display_name=display_name)
         )
@@ -87,9 +91,11 @@ class Client:
         return answer.user
 
     def login(self, account: str, password: str, *, reactivate: bool = False) -> user_pb2.User:
-        """Logs in by username or e-mail address and uses the tokens for later calls.
+        """Logs in and returns the user. Later calls of this client are made as this user. `account` is a username or an
+        e-mail address.
 
-        With `reactivate`, an account that its owner deleted is restored if it has not been purged yet.
+        If `reactivate` is true, an account that its owner deactivated becomes active again, unless it is purged
+        already.
         """
         # Usernames never contain an @.
         username, email = ("", account) if "@" in account else (account, "")
@@ -99,7 +105,8 @@ class Client:
         return answer.user
 
     def refresh(self) -> None:
-        """Exchanges the refresh token for new tokens; the old refresh token becomes invalid."""
+        """Exchanges the refresh token for a new access token and a new refresh token. The old refresh token becomes
+        invalid."""
         request = auth.RefreshTokenRequest(refresh_token=self.refresh_token)
         answer = self._transport.call(_AUTH["RefreshToken"], request, auth.RefreshTokenResponse)
         self._set_tokens(answer.access_token, answer.refresh_token)
@@ -110,12 +117,13 @@ class Client:
         return self._transport.call(_USER["GetUser"], request, user_service_pb2.GetUserResponse).user
 
     def get_user_by_username(self, username: str) -> user_pb2.User:
-        """Returns the user with this username; case does not matter."""
+        """Returns the user with this username. Upper and lower case are equal."""
         request = user_service_pb2.GetUserByUsernameRequest(username=username)
         method = _USER["GetUserByUsername"]
         return self._transport.call(method, request, user_service_pb2.GetUserByUsernameResponse).user
 
-    # The following methods are idempotent.
+    # The methods from `follow` to `unmute` are idempotent. They return the relationship of the caller to the user after
+    # the change.
 
     def follow(self, user_id: int) -> graph.Relationship:
         """Follows a user."""
@@ -126,15 +134,15 @@ class Client:
         return self._relate("Unfollow", graph.UnfollowRequest(user_id=user_id), graph.UnfollowResponse)
 
     def block(self, user_id: int) -> graph.Relationship:
-        """Blocks a user: neither sees the other, and follows in both directions are removed."""
+        """Blocks a user: hides both users from each other, and removes their follows."""
         return self._relate("Block", graph.BlockRequest(user_id=user_id), graph.BlockResponse)
 
     def unblock(self, user_id: int) -> graph.Relationship:
-        """Removes a block. Follows that it removed are not restored."""
+        """Removes a block. The follows that the block removed are not restored."""
         return self._relate("Unblock", graph.UnblockRequest(user_id=user_id), graph.UnblockResponse)
 
     def mute(self, user_id: int) -> graph.Relationship:
-        """Mutes a user: the user's tweets disappear from the caller's home timeline; the user is not notified."""
+        """Mutes a user: hides the user's tweets in the caller's home timeline. The user is not notified."""
         return self._relate("Mute", graph.MuteRequest(user_id=user_id), graph.MuteResponse)
 
     def unmute(self, user_id: int) -> graph.Relationship:
@@ -166,13 +174,13 @@ class Client:
         )
 
     def create_tweet(self, text: str, *, idempotency_key: str = "") -> tweet_pb2.Tweet:
-        """Posts a tweet. A repeat with the same key within 24 hours returns the first tweet; without a key each call
-        posts a new one."""
+        """Posts a tweet and returns it. A call with the idempotency key of an earlier call within 24 hours returns the
+        tweet of the earlier call. Without a key, each call posts a new tweet."""
         request = tweets.CreateTweetRequest(text=text, idempotency_key=idempotency_key or str(uuid.uuid4()))
         return self._transport.call(_TWEET["CreateTweet"], request, tweets.CreateTweetResponse).tweet
 
     def get_tweet(self, tweet_id: int) -> tweet_pb2.Tweet:
-        """Returns one tweet."""
+        """Returns the tweet with this id."""
         request = tweets.GetTweetRequest(tweet_id=tweet_id)
         return self._transport.call(_TWEET["GetTweet"], request, tweets.GetTweetResponse).tweet
 
@@ -195,8 +203,8 @@ class Client:
         )
 
     def home_timeline(self, page_size: int = PAGE_SIZE) -> Iterator[tweet_pb2.Tweet]:
-        """Yields the tweets of the caller's home timeline, newest first. Waits while it is being built; raises
-        TimeoutError after PARTIAL_TRIES polls."""
+        """Yields the tweets of the caller's home timeline, newest first. If the mesh is still building the home
+        timeline, waits. Raises TimeoutError if it is not built after PARTIAL_TRIES reads."""
         return _pages(lambda cursor: self._home_page(cursor, page_size), lambda page: page.tweets)
 
     def _home_page(self, cursor: str, page_size: int) -> timeline.ListHomeTimelineResponse:
@@ -238,7 +246,8 @@ R = TypeVar(
 
 
 def _pages(ask: Callable[[str], P], items: Callable[[P], Iterable[T]]) -> Iterator[T]:
-    """Yields the items of all pages; requests a page when the previous one is used up."""
+    """Yields the items of all pages. `ask` returns the page at a cursor, `items` the items of a page. Requests a page
+    when the items of the previous one are used up."""
     cursor = ""
     while True:
         page = ask(cursor)

@@ -1,4 +1,4 @@
-"""The exception that the client raises."""
+"""Defines ApiError, which the client raises if a call fails."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from grpc_status import rpc_status
 class ApiError(Exception):
     """A call failed.
 
-    `code` is the gRPC status, `reason` a stable code that refines it, `violations` are pairs of a field path and a
-    message, and `retry_after_s` is the number of seconds to wait before a retry, if the service sent one.
+    `code` is the gRPC status, `reason` a stable code that refines the status ("" if there is none). `violations` are
+    pairs of a field path and a message. `retry_after_s` is the number of seconds to wait before a retry, None if the
+    mesh sent none.
     """
 
     code: grpc.StatusCode
@@ -26,7 +27,7 @@ class ApiError(Exception):
     retry_after_s: float | None = None
 
     def __post_init__(self) -> None:
-        # The dataclass does not call Exception.__init__; without it pickle and str() lose the message.
+        # The dataclass does not call Exception.__init__, and pickle loses the message without this call.
         Exception.__init__(self, self.message)
 
     def __str__(self) -> str:
@@ -34,14 +35,15 @@ class ApiError(Exception):
 
 
 def from_rpc(error: grpc.RpcError) -> ApiError:
-    """Converts the exception of a gRPC call, including its error details, into an ApiError."""
-    # gRPC raises the call object, which has code() and details(), but the declared type RpcError has neither.
+    """Returns the exception of a failed gRPC call as an ApiError, with its error details."""
+    # gRPC raises the object of the call, which has the methods code() and details(). Its declared type RpcError lacks
+    # them.
     call: Any = error
     found = ApiError(call.code(), call.details() or "")
     try:
         status = rpc_status.from_call(call)
     except ValueError:
-        # The details contradict the status, so they are ignored.
+        # The error details contain another status than the call, so they are ignored.
         return found
     for detail in status.details if status is not None else ():
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):

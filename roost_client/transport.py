@@ -1,4 +1,4 @@
-"""Unary calls over one channel, with the deadlines and retries that the protos declare; failures raise ApiError."""
+"""Makes unary calls over one channel, with the deadlines and retries that the protos declare."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from roost_client.errors import from_rpc
 
 R = TypeVar("R", bound=Message)
 
-# gRPC itself retries idempotent methods: three more attempts within a second.
+# The retry policy for methods that are declared `retry_safe`, in the format of gRPC's service config. gRPC makes up to
+# three more attempts, within a second.
 RETRIES = {
     "maxAttempts": 4,
     "initialBackoff": "0.05s",
     "maxBackoff": "0.5s",
     "backoffMultiplier": 2,
-    # A server that shuts down answers CANCELLED to calls that it has not started.
+    # A server that shuts down ends calls that it has not started with CANCELLED.
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 
@@ -37,7 +38,8 @@ def path(method: MethodDescriptor) -> str:
 
 
 def service_config(files: Iterable[FileDescriptor]) -> str:
-    """Returns a gRPC service config that enables retries for every method declared `retry_safe`."""
+    """Returns a gRPC service config, as JSON, that enables retries for the methods in `files` that are declared
+    `retry_safe`."""
     names = [
         {"service": service.full_name, "method": method.name}
         for file in files
@@ -49,7 +51,7 @@ def service_config(files: Iterable[FileDescriptor]) -> str:
 
 
 class Transport:
-    """Sends calls with an access token, or anonymously if `token` is empty."""
+    """Makes calls over `channel` with the access token `token`, or anonymous calls if `token` is ""."""
 
     def __init__(self, channel: grpc.Channel, token: str = "") -> None:
         self.channel = channel
@@ -57,8 +59,8 @@ class Transport:
         self._calls: dict[str, Callable[..., Any]] = {}
 
     def call(self, method: MethodDescriptor, request: Message, response: type[R]) -> R:
-        """Returns the response of one unary call. Raises ApiError if it fails or exceeds the deadline that its proto
-        declares."""
+        """Makes a unary call, with the deadline of the proto, and returns the response. Raises ApiError if the call
+        fails. `response` is the type of the response."""
         name = path(method)
         if name not in self._calls:
             self._calls[name] = self.channel.unary_unary(

@@ -1,9 +1,9 @@
-"""Runs the checks of this repository and prints a table of the results; `scripts/test` and `scripts/check` call it.
+"""Runs the checks of this repository and prints a table of the results. `scripts/test` and `scripts/check` call it.
 
-It continues after a failure, so that one run shows everything to fix. It exits with 0 if all checks passed, 1 if any
-failed, 2 if the arguments are wrong. A test runs once: one that fails is never repeated. The contract, functional and
-fault tests run once for each backend. The cluster backend needs real servers: those that do not answer are started
-before the tests and stopped afterwards.
+It continues after a failure, so that one run shows everything to fix. The exit status is 0 if all checks passed, 1 if
+any failed, 2 if the arguments are wrong. A failed test is never repeated. The contract, functional and fault tests run
+once for each backend. The cluster backend needs real servers: servers that do not respond are started before the tests
+and stopped afterwards.
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ from services.platform.config import Settings
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 BACKENDS = (str(ROOT / "scripts" / "backends"),)
-# The protos must stay compatible with those of the main branch, because clients use them. In CI it often exists only as
-# a remote branch.
+# Names of the main branch, with whose protos those of the work tree must be compatible, because clients use them. In a
+# CI checkout, main often exists only as a remote branch.
 BASES = ("main", "origin/main")
 # pytest's exit status if it collected no test.
 NO_TESTS = 5
-# Options of pytest-xdist. The tests of a file run in one worker, because they may share a mesh. tests/conftest.py puts
-# the files with slow tests first, and xdist must keep that order: it would start the files with few tests last, and a
-# slow one among them would keep one worker busy while the others are idle.
+# Options of pytest-xdist. All tests of a file run in the same worker, because they may share a mesh. The files run in
+# the order of tests/conftest.py, slow ones first. In xdist's own order, files with few tests come last; a slow file
+# among them would keep one worker busy at the end while the others are idle.
 BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
-# Tests that compute need one worker for each core.
+# For tests that mostly use the CPU: one worker for each core.
 PER_CORE = ("-n", "auto", *BY_FILE)
-# Tests that mostly wait, for servers or disks: three workers on two cores take a third of the time of one.
+# For tests that mostly wait for servers or disks: three workers. On two cores, they take a third of the time of one
+# worker.
 WAITING = ("-n", "3", *BY_FILE)
 BACKEND_NAMES = EMBEDDED, CLUSTER = "embedded", "cluster"
 # The command-line option that names a backend whose tests must not be skipped.
 REQUIRE = "--require="
-# The command-line option, also of pytest, that also runs the tests marked `long`.
+# The command-line option of this script, and of pytest, that includes the tests marked `long`.
 ALL = "--all"
-# The reason for which tests/conftest.py skips a test that is marked `long`, if ALL is not given.
+# The reason with which tests/conftest.py skips tests marked `long` if ALL is not given.
 LONG_REASON = "runs only with --all"
-# The time for a server to answer after its start, without downloads. A loaded machine takes long to start four servers.
+# Maximum number of seconds until a server responds after its start, without downloads. It is long, because a loaded
+# machine takes minutes to start four servers.
 SERVERS_WITHIN_S = 300
-# The time that each check of a whole run may take on two cores if nothing else runs. Together they are 0.7 of the 30
-# minutes that a run took before there were bounds. The table marks a check that takes longer, but the check does not
-# fail: the time also depends on the machine and its load, and a check that fails on a busy machine says nothing about
-# the tree. What does not fit is marked `long`, or made cheaper.
+# Seconds that each check may take on two cores if no other program runs. The table marks a check that takes longer, but
+# the check does not fail, because the time also depends on the machine and its load. If a test makes a check too long,
+# mark it `long` or make it faster. The sum of the bounds is 0.7 of the 30 minutes that a run took before there were
+# bounds.
 BOUNDS_S: Mapping[str, float] = {
     "ruff check": 5,
     "ruff format": 5,
@@ -74,7 +76,7 @@ BOUNDS_S: Mapping[str, float] = {
     "faults · cluster": 10,
     "kubernetes": 20,
 }
-# The most that they may sum up to, in minutes: nobody runs checks that take longer before every push.
+# Maximum sum of the bounds in minutes. If a run took longer, developers would not run it before every push.
 RUN_WITHIN_MINUTES = 21
 
 console = Console(highlight=False, soft_wrap=True)
@@ -82,9 +84,11 @@ console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a check; `reason` says why it was skipped or how it failed.
+    """The result of a check: the numbers of passed, failed and skipped tests, or 1 in one of them for a check without
+    tests.
 
-    `left_out` counts the tests that run only with ALL; they are not in `skipped`.
+    `reason` says why the check was skipped or failed. `left_out` is the number of tests that run only with ALL, which
+    `skipped` does not count.
     """
 
     passed: int = 0
@@ -98,25 +102,26 @@ Check = Callable[[], Outcome]
 
 
 def tool(*argv: str) -> Check:
-    """Returns a check that passes if the program exits with 0."""
+    """Returns a check that runs a program of the virtual environment, and passes if the exit status is 0."""
     return lambda: _outcome(subprocess.run([str(BIN / argv[0]), *argv[1:]], cwd=ROOT, check=False).returncode)
 
 
 def breaking() -> Outcome:
-    """Checks with buf that the protos are compatible with those at the merge base with the main branch.
+    """Checks with buf that the protos are compatible with those of the last common commit with the main branch.
 
-    Skipped if there is no main branch, or if it has no protos.
+    The check is skipped if there is no main branch, or if it has no protos.
     """
     base = next(
         (found for name in BASES if (found := _git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}"))), b""
     )
     if not base:
         return Outcome(skipped=1, reason="no branch main here to compare with")
-    # A shallow clone may not contain the merge base; then the tip of the main branch is used.
+    # A shallow clone may lack the common commit. The last commit of the main branch is then used.
     base = _git("merge-base", base.decode(), "HEAD") or base
     if len(_git("ls-tree", "--name-only", base.decode(), "--", "buf.yaml", "protos").splitlines()) < 2:
         return Outcome(skipped=1, reason="main has no protos yet")
-    # buf reads an archive: it cannot always read a work tree, shallow clone or detached checkout as a git source.
+    # buf gets the protos as files, because it cannot read every shallow clone, detached checkout or additional work
+    # tree with git.
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(_git("archive", base.decode(), "--", "buf.yaml", "protos"))) as archive:
             archive.extractall(folder, filter="data")
@@ -131,7 +136,7 @@ def tests(folder: str, arguments: Sequence[str]) -> Check:
 class Servers:
     """Starts and stops the servers of the cluster backend for one run.
 
-    If they cannot be started, the checks that need them are skipped; with `required`, they fail.
+    If they cannot be started, the checks that need them are skipped, or fail if `required` is true.
     """
 
     def __init__(self, required: bool) -> None:
@@ -140,16 +145,17 @@ class Servers:
         self._started: list[str] = []
 
     def start(self) -> Outcome:
-        """Starts the servers that do not answer at the addresses in the settings.
+        """Starts the servers that do not respond at the addresses in the settings.
 
-        Call it before the checks of `needed`.
+        Call it before running the checks that `needed` returned.
         """
         silent = missing(Settings())
         if not silent:
             return Outcome(passed=1, reason="all ran already")
         names = [words.split()[0] for words in silent]
         running = subprocess.run([*BACKENDS, "status", *names, "--json"], check=False, stdout=subprocess.PIPE).stdout
-        # Servers that run already must not be stopped, even if they do not answer at the addresses in the settings.
+        # A server may run although it does not respond at the address in the settings. `stop` must not stop it, so only
+        # servers that are down are recorded.
         self._started = [row["name"] for row in json.loads(running or b"[]") if row["state"].startswith("down")]
         complaint = self._up(names)
         if complaint or missing(Settings()):
@@ -163,9 +169,10 @@ class Servers:
             subprocess.run([*BACKENDS, "down", *self._started], check=False)
 
     def needed(self, check: Check) -> Check:
-        """Returns a check that runs `check` if the servers answer, and otherwise is skipped, or fails if `required`.
+        """Returns a check that runs `check` if the servers respond. If they do not, it is skipped, or fails if
+        `required` is true.
 
-        If `required`, it also fails if `check` had no test to run, not even one that runs only with ALL.
+        If `required` is true, it also fails if `check` contains no test, not even one that runs only with ALL.
         """
 
         def run() -> Outcome:
@@ -182,7 +189,8 @@ class Servers:
         return Outcome(failed=1, reason=self._absent) if self._required else Outcome(skipped=1, reason=self._absent)
 
     def _up(self, names: Sequence[str]) -> str:
-        """Starts the servers and prints their progress. Returns the error in one line, or "" if all started."""
+        """Starts the servers and prints the progress. Returns the first line of the error, "" if all servers
+        started."""
         said: list[str] = []
         argv = [*BACKENDS, "up", *names, f"--wait={SERVERS_WITHIN_S}"]
         with subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) as process:
@@ -192,12 +200,12 @@ class Servers:
                 said.append(line.strip())
         if process.returncode == 0:
             return ""
-        # The output is progress, an empty line, and then the error.
+        # The output is the progress, an empty line, and then the error.
         return next(filter(None, said[said.index("") :] if "" in said else said), f"exit status {process.returncode}")
 
 
 def _pytest(folder: str, arguments: Sequence[str]) -> Outcome:
-    """Runs the tests under `folder` once, and returns what pytest's report says of them."""
+    """Runs the tests in `folder` and returns the result from pytest's report."""
     if not any((ROOT / folder).rglob("test_*.py")):
         return Outcome(skipped=1, reason=f"no tests in {folder}")
     with tempfile.TemporaryDirectory() as scratch:
@@ -210,7 +218,7 @@ def _pytest(folder: str, arguments: Sequence[str]) -> Outcome:
 
 
 def counted(report: Path, code: int) -> Outcome:
-    """Returns the outcome of a run of pytest that wrote this JUnit report and ended with the exit status `code`."""
+    """Returns the result of a run of pytest from its JUnit report and its exit status `code`."""
     suite = ElementTree.parse(report).find("testsuite")  # noqa: S314 – pytest wrote it.
     if suite is None:
         return Outcome(failed=1, reason=f"pytest ended with {code} and an empty report")
@@ -230,7 +238,7 @@ def _outcome(code: int) -> Outcome:
 
 
 def _git(*arguments: str) -> bytes:
-    """Returns the output of git; b"" if it failed or is not installed."""
+    """Returns the output of a git command; b"" if the command fails or git is not installed."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, check=False, capture_output=True)  # noqa: S607 – the user's git.
     except FileNotFoundError:
@@ -239,11 +247,12 @@ def _git(*arguments: str) -> bytes:
 
 
 def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Check]]:
-    """Returns the checks of each part by name. Parts may share a check. `arguments` are passed to pytest."""
+    """Returns the parts of a run by name, each as checks by name. A check may belong to several parts. `arguments` are
+    passed to pytest."""
     start = {"servers": servers.start}
     suites: dict[str, dict[str, Check]] = {}
     for suite in ("contract", "functional", "faults"):
-        # A fault test starts and kills processes of its own, and runs alone.
+        # Fault tests run without other tests, because each starts and kills processes of its own.
         spread = () if suite == "faults" else WAITING
         for backend in BACKEND_NAMES:
             check = tests(f"tests/{suite}", [f"--backend={backend}", *spread, *arguments])
@@ -260,7 +269,7 @@ def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Che
             "buf format": tool("buf", "format", "--diff", "--exit-code", "--path", "protos/roost"),
             "buf breaking": breaking,
         },
-        # Before the unit tests, because some of them use the servers if they answer.
+        # The servers are started before the unit tests, because some unit tests use servers that respond.
         "servers": start,
         "unit": {"unit": tests("tests/unit", [*PER_CORE, *arguments])},
         "contract": start | suites["contract"],
@@ -275,8 +284,8 @@ def parts(arguments: Sequence[str], servers: Servers) -> dict[str, dict[str, Che
 def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] = (), everything: bool = False) -> int:
     """Runs the named parts, or all parts if `names` is empty, and returns the exit status.
 
-    `arguments` are passed to pytest; tests of the backends in `required` must not be skipped. `everything`: also the
-    tests that are marked `long`; then no bound applies.
+    `arguments` are passed to pytest. If the tests of a backend in `required` cannot run, they fail instead of being
+    skipped. If `everything` is true, tests marked `long` run too, and no bounds apply.
     """
     servers = Servers(CLUSTER in required)
     known = parts([ALL, *arguments] if everything else arguments, servers)
@@ -292,7 +301,8 @@ def run(names: Sequence[str], arguments: Sequence[str], required: Sequence[str] 
 
 
 def report(checks: Mapping[str, Check], bounds_s: Mapping[str, float]) -> int:
-    """Runs the checks in order, prints the table, and returns 1 if any failed, otherwise 0."""
+    """Runs the checks in order and prints the table of results. Returns 1 if a check failed, otherwise 0. `bounds_s`
+    are the bounds of checks by name, in seconds."""
     table = Table("check")
     for header in ("passed", "failed", "skipped", "seconds", "bound"):
         table.add_column(header, justify="right")
@@ -318,7 +328,8 @@ def report(checks: Mapping[str, Check], bounds_s: Mapping[str, float]) -> int:
 
 
 def remarks(outcome: Outcome, late: bool) -> str:
-    """Returns the last column of the table: the reason, what was left out, and whether the check took too long."""
+    """Returns the text in the last column of the table: the reason, the number of tests left out, and whether the check
+    exceeded its bound (`late`)."""
     found = [outcome.reason]
     if outcome.left_out:
         found.append(f"{outcome.left_out} only in {ALL}")

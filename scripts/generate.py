@@ -1,8 +1,8 @@
-"""Generates the Python stubs from `protos/`. The build runs it as a hatch hook; run it by hand after changing a proto.
+"""Generates the Python stubs of the protos in `protos/`. The build of the package runs it as a hatch hook. Run it by
+hand after a change of a proto.
 
-The stubs are written to the directories of their protos, below the import root `protos/`; git ignores them. The stubs
-of `buf/validate` are generated too, because protovalidate does not contain them. Those of `google/api` come from the
-package googleapis-common-protos.
+The stubs are written next to their protos, and git ignores them. The stubs of `buf/validate` are generated too, because
+the package protovalidate does not contain them. The stubs of `google/api` are in the package googleapis-common-protos.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ WIRE_TYPE = re.compile(r'message (\w+) \{\s+option \(roost\.options\.v1\.wire_ty
 
 
 def generate() -> int:
-    """Generates every stub and returns the number of protos. Raises RuntimeError if protoc reports an error."""
+    """Generates all stubs and returns the number of protos. Raises RuntimeError if protoc reports an error."""
     import grpc_tools
     from grpc_tools import protoc
 
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     own = sorted(path.relative_to(PROTOS).as_posix() for path in (PROTOS / "roost").rglob("*.proto"))
     includes = [f"-I{PROTOS}", f"-I{PROTOS / 'third_party'}", f"-I{well_known}"]
-    # The plugins of mypy-protobuf are in the interpreter's directory, which is not on PATH in an isolated build.
+    # The plugins of mypy-protobuf are in the directory of the Python interpreter, which is not on PATH during a build.
     beside = Path(sys.executable).parent
     plugins = [
         f"--plugin={name}={beside / name}"
@@ -39,17 +39,17 @@ def generate() -> int:
     services = [f"--grpc_python_out={PROTOS}", f"--mypy_grpc_out=quiet,only_async:{PROTOS}"]
     for arguments, files in ((outputs, [VALIDATE]), ([*outputs, *services], own)):
         if protoc.main(["protoc", *includes, *plugins, *arguments, *files]) != 0:
-            raise RuntimeError("protoc refused the protos: its message stands above")
+            raise RuntimeError("protoc failed: correct the protos as its message above says")
     for name in own:
         _adapt_types(PROTOS / name)
     return len(own)
 
 
 def _adapt_types(proto: Path) -> None:
-    """Adapts the generated types of the servicers in one proto.
+    """Changes the generated type annotations of the servicers in one proto.
 
-    Methods are no longer abstract, because a missing one returns UNIMPLEMENTED. A method whose response message has a
-    wire type may return the wire type.
+    The methods are not abstract afterwards, because gRPC implements a missing method by returning UNIMPLEMENTED. If the
+    response message of a method has a wire type, the method may return the wire type.
     """
     stub_types = proto.with_name(f"{proto.stem}_pb2_grpc.pyi")
     if not stub_types.exists():
@@ -84,7 +84,7 @@ else:
         """The build hook of this project. hatchling finds it by its base class."""
 
         def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-            """Generates the stubs; hatchling calls it before it collects the files of the package."""
+            """Generates the stubs. hatchling calls it before it collects the files of the package."""
             generate()
 
 

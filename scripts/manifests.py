@@ -1,8 +1,11 @@
-"""Writes the Kubernetes manifests of the services to `k8s/services/`. Run it after a change of the catalog, a `callers`
-list, a stub that a service uses, or `k8s/needs.toml`; a test compares the files.
+"""Writes the Kubernetes manifests of the services to `k8s/services/`.
 
-Every service uses the component `k8s/service` and gets a patch with what differs: what it needs by `k8s/needs.toml`, and
-the services that may call it by the contract or do so by their code.
+Run it after a change of the catalog, of a `callers` list in a proto, of `k8s/needs.toml`, or after a service began to
+use another stub. A test fails if the committed files differ from the generated ones.
+
+All services use the kustomize component `k8s/service`. The manifest of a service patches it with the resources in
+`k8s/needs.toml`, and with a network policy for the services that call it: those in the `callers` lists of its RPCs, and
+those whose code uses its stubs.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ NEEDS = ROOT / "k8s" / "needs.toml"
 SERVICES_FOLDER = ROOT / "services"
 PORT = 50051
 
-# The registry is for where there is no Kubernetes.
+# The services that run on Kubernetes. The registry is not needed there, because Kubernetes' DNS has the addresses.
 DEPLOYED = tuple(name for name in SERVICES if name != "registry")
 
 HEADER = "# Written by scripts/manifests.py from the catalog, the protos, the code and k8s/needs.toml. Do not edit.\n"
@@ -55,7 +58,8 @@ CONTAINER = "/spec/template/spec/containers/0/resources"
 
 
 def manifests() -> Mapping[Path, str]:
-    """Returns the text of every generated file by path. Raises ValueError if `k8s/needs.toml` names what does not exist."""
+    """Returns the text of every generated file by path. Raises ValueError if `k8s/needs.toml` contains an unknown
+    service or key."""
     needs = tomllib.loads(NEEDS.read_text())
     if unknown := sorted(needs.keys() - set(DEPLOYED)):
         raise ValueError(
@@ -72,22 +76,24 @@ def manifests() -> Mapping[Path, str]:
 
 
 def stale() -> list[Path]:
-    """Returns the committed files that differ from the generated ones, are missing, or belong to no service."""
+    """Returns the paths of files in `k8s/services/` that differ from the generated ones, are missing, or belong to no
+    service."""
     wanted = manifests()
     committed = {path: path.read_text() for path in FOLDER.rglob("*") if path.is_file()}
     return sorted(path for path in wanted.keys() | committed.keys() if wanted.get(path) != committed.get(path))
 
 
 def callers_of(name: str) -> list[str]:
-    """Returns the deployed services that the contract or their code lets call this one, in start order."""
+    """Returns the deployed services that may call the service `name`, in start order: the `callers` of its RPCs, and
+    the services whose code uses its stubs."""
     return [other for other in DEPLOYED if other != name and name in called_by(other) | called_in_code(other)]
 
 
 @functools.cache
 def called_in_code(name: str) -> frozenset[str]:
-    """Returns the services whose stubs are in the process of this service.
+    """Returns the services whose stubs are used by a process of the service `name`.
 
-    Its modules are its own, those of every process, and what they import.
+    The searched modules are those of the service, those that every process runs, and all modules that these import.
     """
     todo = [
         *(SERVICES_FOLDER / name).rglob("*.py"),
@@ -108,7 +114,8 @@ def called_in_code(name: str) -> frozenset[str]:
 
 @functools.cache
 def _read(path: Path) -> tuple[tuple[Path, ...], frozenset[str]]:
-    """Returns the files that a module imports, and the services whose stubs it uses, wherever in the file."""
+    """Returns the files of `services` that a module imports, and the services whose stubs it uses. Imports inside
+    functions count too."""
     text = path.read_text()
     files: set[Path] = set()
     stubs: set[str] = set()
@@ -117,19 +124,21 @@ def _read(path: Path) -> tuple[tuple[Path, ...], frozenset[str]]:
             continue
         for alias in node.names:
             dotted = f"{node.module}.{alias.name}"
-            # `from roost.graph.v1 import graph_service_pb2_grpc`, or a stub out of that module.
+            # For example `from roost.graph.v1 import graph_service_pb2_grpc`, or an import of a stub from such a
+            # module.
             if dotted.startswith("roost.") and "_pb2_grpc" in dotted:
                 if alias.name.endswith("Stub") or (alias.name.endswith("_grpc") and "Stub(" in text):
                     stubs.add(dotted.split(".")[1])
             elif dotted.startswith("services."):
-                # `from services.catalog import SERVICES`: a module and its member, or a package and its module.
+                # In `from A import B`, either A is a module and B its member, or A is a package and B its module.
                 places = (ROOT.joinpath(*name.split(".")) for name in (node.module, dotted))
                 files.update(file for place in places for file in (place.with_suffix(".py"), place / "__init__.py"))
     return tuple(file for file in files if file.is_file()), frozenset(stubs)
 
 
 def _patches(name: str, needs: Mapping[str, Any]) -> str:
-    """Returns the patches of one service. Raises ValueError for a key that `k8s/needs.toml` does not explain."""
+    """Returns the patches of the service `name`, as YAML. `needs` is the service's table in `k8s/needs.toml`. Raises
+    ValueError if it has an unknown key."""
     deployment: list[str] = []
     scaler: list[str] = []
     for key, value in needs.items():
@@ -167,7 +176,8 @@ def _patch(kind: str, operations: Iterable[str]) -> str:
 
 
 def main() -> int:
-    """Writes the files that differ, removes those of services that are gone, and names each. Returns the exit code."""
+    """Writes the files that differ, removes those that belong to no service, and prints the path of each. Returns the
+    exit status."""
     try:
         wanted = manifests()
     except ValueError as error:

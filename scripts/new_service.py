@@ -1,8 +1,9 @@
-"""Writes a new service from the templates in `scripts/skeleton/`, enters it where services are listed, and generates
-stubs and manifests. `scripts/new-service NAME` calls it, first with `--check`, which needs only the standard library.
+"""Writes a new service from the templates in `scripts/skeleton/`, adds it to the catalog and to the tests of routes,
+and generates stubs and manifests. `scripts/new-service NAME` calls it, first with `--check`, which needs only the
+standard library.
 
-The templates are a service named `example` with one RPC, which stores and returns a note. It has tests and works on both
-backends, so that everything around it is known to fit before its rules are written.
+The templates are a service named `example` with one RPC, which stores and returns a note. It works on both backends and
+has tests, so a developer starts from a service that is complete and correct.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ PROTOS = ROOT / "protos" / "roost"
 CATALOG = ROOT / "services" / "catalog.py"
 ROUTES = ROOT / "tests" / "functional" / "test_routes.py"
 
-# Names of packages, processes and callers that are no services.
+# Names that a service cannot have, because packages, processes or callers have them.
 TAKEN = {"batch", "catalog", "event", "example", "gateway", "operator", "options", "platform", "service", "shared"}
-# Folders of `services` that are no services.
+# Packages in `services` that are not services.
 NO_SERVICES = {"platform", "shared"}
-# The shortest and the longest name, so that it fits a host name, a folder and a column of `roost` alike.
+# Minimum and maximum length of a name, which is also a host name, a folder and a column in the output of `roost`.
 LENGTHS = (3, 20)
 
 RECIPE = '    Recipe("/roost.example.v1.ExampleService/SetNote", body={"text": "hello"}, shows="text"),\n'
@@ -44,11 +45,11 @@ To undo it, look at `git status` first, because this also discards your own chan
 
 
 class Refused(Exception):
-    """The service cannot be written; the message says why and what to do. Nothing was written."""
+    """The service cannot be written, and no file was changed. The message says why and what to do."""
 
 
 def refuse_bad_name(name: str) -> None:
-    """Raises Refused if no service can have this name."""
+    """Raises Refused if the name is malformed, is reserved, or is that of an existing service in singular or plural."""
     shortest, longest = LENGTHS
     if not re.fullmatch(f"[a-z]{{{shortest},{longest}}}", name):
         raise Refused(
@@ -65,23 +66,23 @@ def refuse_bad_name(name: str) -> None:
 
 
 def services() -> list[str]:
-    """Returns the names of the existing services: the packages below `services`, in alphabetical order."""
+    """Returns the names of the existing services in alphabetical order."""
     names = (path.parent.name for path in SERVICES.glob("*/__init__.py"))
     return sorted(name for name in names if name not in NO_SERVICES)
 
 
 def plurals(word: str) -> set[str]:
-    """Returns the regular plurals of a word that its spelling allows, such as `tweets`, `searches` and `identities`."""
+    """Returns the possible plurals of a word: with the endings `s`, `es`, and `ies` in place of a final `y`."""
     return {f"{word}s", f"{word}es", f"{word.removesuffix('y')}ies"}
 
 
 def named_for(text: str, name: str) -> str:
-    """Returns the text of a template, or a path, with the name of the service in place of `example`."""
+    """Returns the text with `example` replaced by the name of the service. `text` is a template or a path."""
     return text.replace("example", name).replace("Example", name.capitalize())
 
 
 def skeleton(name: str) -> dict[Path, str]:
-    """Returns the text of every new file by path. Raises Refused if one of them exists."""
+    """Returns the text of every new file by path. Raises Refused if one of the files exists already."""
     files = {}
     for template in sorted(SKELETON.rglob("*.tmpl")):
         path = ROOT / named_for(template.relative_to(SKELETON).with_suffix("").as_posix(), name)
@@ -92,7 +93,8 @@ def skeleton(name: str) -> dict[Path, str]:
 
 
 def entries(name: str) -> dict[Path, str]:
-    """Returns the new text of each file that lists services or routes. Raises Refused if it is not as expected."""
+    """Returns the new text of the catalog and of the tests of routes, by path. Raises Refused if the list to extend is
+    not found."""
     return {
         CATALOG: _before_end_of(CATALOG, "NAMES = (\n", ")\n", f'    "{name}",\n'),
         ROUTES: _before_end_of(ROUTES, "RECIPES = [\n", "]\n", named_for(RECIPE, name)),
@@ -114,7 +116,8 @@ def texts_of(name: str) -> dict[Path, str]:
 
 
 def write(name: str) -> list[Path]:
-    """Writes the service and returns the new and changed files. Raises Refused before anything is written."""
+    """Writes the files of the service and returns the paths of the new and changed ones. Raises Refused, and writes
+    nothing, if the service cannot be written."""
     texts = texts_of(name)
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,16 +126,18 @@ def write(name: str) -> list[Path]:
 
 
 def undo(name: str) -> dict[str, str]:
-    """Returns the paths that the last hint names, relative to the checkout: `changed` and `added`, space-separated."""
+    """Returns the paths that undo the service if they are checked out again (`changed`) or removed (`added`), relative
+    to the checkout and space-separated."""
     changed = [path.relative_to(ROOT).as_posix() for path in (CATALOG, ROUTES)]
     tops = ("protos/roost", "services", "tests/unit/services", "tests/contract", "k8s/services")
     return {"changed": " ".join([*changed, "k8s/services"]), "added": " ".join(f"{top}/{name}" for top in tops)}
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the service that the arguments name, and prints what it wrote. Returns the exit code.
+    """Writes the service that the arguments name, generates stubs and manifests, and prints the paths of new and
+    changed files. Returns the exit status.
 
-    After `--check` it only checks the arguments: it prints nothing and returns 0 if the service can be written.
+    If the first argument is `--check`, only checks that the service can be written, and writes nothing.
     """
     if {"-h", "--help"} & set(arguments):
         print(USAGE)

@@ -1,1 +1,1 @@
-"""`roost drill`: kills and restarts processes under load, then checks that nothing acknowledged was lost."""
+"""`roost drill`: kills or restarts processes of a mesh under load, and checks that no acknowledged write is lost."""

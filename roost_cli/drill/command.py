@@ -23,13 +23,14 @@ from roost_cli.options import settings_with
 from roost_cli.supervisor.topology import REGISTRY
 from services.catalog import SERVICES
 
-# The longest allowed start after a crash in seconds, from the command to the line that says that the mesh is ready.
+# Maximum number of seconds for a start after a crash, from the command to the line that says that the mesh is ready. If
+# a start takes longer, the drill fails.
 STARTUP_WITHIN_S = 10.0
 MAX_ROUNDS = 1_000
 ROUNDS = 20
-# Replicas of each service: while one is killed, the other serves.
+# Number of processes of each service that is killed or restarted. While one of them is gone, the other one serves.
 REPLICAS = 2
-# Faults printed per kind; the table has the totals.
+# Maximum number of violations that are printed per kind. The table has the total numbers.
 SHOWN_FAULTS = 5
 
 
@@ -82,8 +83,12 @@ def drill(
 
 
 def _chosen(services: Sequence[str]) -> Sequence[str]:
-    """Returns the services to disturb, by default all. Raises CommandError for the gateway: the load arrives through
-    it and there is only one."""
+    """Returns the services whose processes are killed or restarted: `services`, or all but the registry if it is empty.
+    Raises CommandError for any other name.
+
+    The gateway and the registry are excluded, because a mesh has only one process of each, and all load passes through
+    the gateway.
+    """
     known = [name for name in SERVICES if name != REGISTRY]
     if unknown := [name for name in services if name not in known]:
         raise CommandError(f"--service: no service {unknown[0]}; there are {', '.join(known)}", UNUSABLE)
@@ -91,7 +96,7 @@ def _chosen(services: Sequence[str]) -> Sequence[str]:
 
 
 def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Sequence[str]) -> bool:
-    # Imported here: the drivers of four servers take a second to import and a crash drill needs none of them.
+    # Imported in the function: the drivers of the four servers take a second to import, and the crash drill needs none.
 
     from roost_cli.drill.temp_namespace import temp_namespace
 
@@ -116,7 +121,8 @@ def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Se
 
 
 def report(fault: Fault, result: crash.Result, seconds: float) -> None:
-    """Prints the first faults of each kind and the table of results."""
+    """Prints the result of a crash drill that took `seconds` seconds: the first violations of each kind, and the
+    table."""
     _show_faults({"lost": result.lost, "duplicated": result.duplicated, "unasked": result.strange})
     rows = {
         "rounds": f"{result.rounds:,}",
@@ -133,7 +139,8 @@ def report(fault: Fault, result: crash.Result, seconds: float) -> None:
 
 
 def report_requests(fault: Fault, result: kill.Result, seconds: float) -> None:
-    """Prints failed requests, faults and the table of a drill that kills or restarts single processes."""
+    """Prints the result of a kill or restart drill that took `seconds` seconds: the first failed requests and
+    violations of each kind, and the table."""
     _show_faults(
         {
             "not answered": result.failures,

@@ -1,8 +1,8 @@
-"""The crash drill: sends SIGKILL to a mesh under load, repeatedly, and checks after each restart that every
-acknowledged write exists exactly once and that the mesh recovers by itself. The drill reports each violation as a
-fault.
+"""The crash drill: repeatedly kills a mesh under load with SIGKILL, and starts it again.
 
-Each boolean fact that writes decide, such as "user A follows user B", is called a register (see `history`)."""
+After each start it checks that every acknowledged write exists exactly once, and that home timelines are exact. It
+reports each violation. A register is a boolean fact that writes set, such as "user A follows user B" (see `history`).
+"""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from roost_cli.tokens import TokenCache
 from roost_cli.verify import command
 from services.platform.rpc import contract, errors
 
-# Concurrent clients, one user each: enough that commits are grouped and every kill hits writes in progress.
+# Number of concurrent clients, each with a user of its own. With this number, SQLite commits several writes together,
+# and writes are in progress at every kill.
 CLIENTS = 24
 CHANNELS = 4
-# Bounds in seconds of the load before each kill, whose length is chosen at random. The first posts of a round are part
-# of the load.
+# Minimum and maximum length in seconds of the load before a kill. The length is chosen at random.
 SHORTEST_LOAD_S, LONGEST_LOAD_S = 0.3, 1.5
-# Share of restarts during which the mesh is killed a second time, because a crash during recovery must not lose a write
-# either.
+# Probability that a restart after a kill is killed too, because a crash during recovery must not lose a write either;
+# and the minimum and maximum number of seconds from the start to this second kill.
 KILLED_RESTARTS = 0.25
 SHORTEST_RESTART_S, LONGEST_RESTART_S = 0.2, 2.0
-# Home timelines checked after each restart; the rest are checked at the end.
+# Number of users whose home timelines are checked after each restart. At the end of the drill, all home timelines are
+# checked.
 SAMPLED_HOMES = 3
-# Share of each kind of write, in percent.
+# Relative frequency of each kind of write, in percent.
 SHARES = {Kind.POST: 50, Kind.FOLLOW: 15, Kind.LIKE: 15, Kind.RETWEET: 10, Kind.DELETE: 10}
 
 _TWEETS = "/roost.tweet.v1.TweetService/"
 _GRAPH = "/roost.graph.v1.GraphService/"
 _ENGAGEMENT = "/roost.engagement.v1.EngagementService/"
-# For each kind of register (a boolean such as "A follows B"): the RPC that sets it to true, the RPC that sets it to false
-# (empty if none does), and the request field that names the tweet, user or key that the register is about.
+# For each kind of register: the RPC that sets the register to true, the RPC that sets it to false ("" if there is
+# none), and the request field with the register's subject (a tweet id, user id or idempotency key).
 WRITES: dict[Kind, tuple[str, str, str]] = {
     Kind.POST: (_TWEETS + "CreateTweet", "", "idempotency_key"),
     Kind.DELETE: (_TWEETS + "DeleteTweet", "", "tweet_id"),
@@ -53,8 +54,7 @@ WRITES: dict[Kind, tuple[str, str, str]] = {
     Kind.LIKE: (_ENGAGEMENT + "LikeTweet", _ENGAGEMENT + "UnlikeTweet", "tweet_id"),
     Kind.FOLLOW: (_GRAPH + "Follow", _GRAPH + "Unfollow", "user_id"),
 }
-# Status codes that a call may get while its server is being killed. After one of them the outcome of the write is
-# unknown.
+# Status codes of calls during which the server was killed. The outcome of such a write is unknown.
 _NO_ANSWER = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -68,7 +68,12 @@ _REFUSALS = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DEN
 
 @dataclass(slots=True)
 class Result:
-    """The result of a drill. `startups_s` are the start-up times in seconds, without start-ups that were killed."""
+    """The result of a crash drill.
+
+    `acknowledged` and `unknown` count writes by outcome. `killed_restarts` counts the restarts that were killed, and
+    `startups_s` has the duration in seconds of all other starts. `lost`, `duplicated` and `strange` describe
+    violations, one text each (see `history.Faults`). `homes_exact` is true if every home timeline was exact at the end.
+    """
 
     rounds: int = 0
     acknowledged: int = 0
@@ -82,19 +87,22 @@ class Result:
 
     @property
     def clean(self) -> bool:
-        """Returns whether no acknowledged write was lost or duplicated, no data exists that nobody wrote, and every
-        home timeline is exact."""
+        """Returns whether there are no violations and every home timeline is exact."""
         return self.homes_exact and not (self.lost or self.duplicated or self.strange)
 
     def add(self, faults: Faults) -> None:
-        """Adds the faults of one round."""
+        """Adds the violations that one check of the history found."""
         self.lost.extend(faults.lost)
         self.duplicated.extend(faults.duplicated)
         self.strange.extend(faults.strange)
 
 
 class CrashDrill:
-    """Runs rounds of load, each ended by SIGKILL. Each round has a new mesh on the same data directory."""
+    """Runs rounds of load on a mesh. SIGKILL ends each round; the next round starts the mesh again on the same data
+    directory.
+
+    `launcher` starts the mesh. `seed` determines the writes and the lengths of the rounds.
+    """
 
     def __init__(self, launcher: MeshLauncher, seed: int, shown: Progress) -> None:
         self.history = History()
@@ -106,8 +114,11 @@ class CrashDrill:
         self._posts = 0
 
     async def run(self, rounds: int) -> Result:
-        """Runs `rounds` rounds of load and kill, checks all data and all home timelines, stops the mesh cleanly, and
-        returns the result. Raises CommandError if a write fails in a way that no kill explains."""
+        """Runs `rounds` rounds, checks all data and all home timelines, stops the mesh cleanly, and returns the result.
+
+        Raises CommandError if the mesh does not start or stop, or if a write fails with a status code that a kill does
+        not cause.
+        """
         child = await self._start()
         try:
             with self._shown.phase("rounds", rounds) as phase:
@@ -147,15 +158,18 @@ class CrashDrill:
                 for client in clients:
                     client.stop()
                 await child.kill()
-                # Each client stops after its current call; the call fails at once when the server dies.
+                # Each client stops after its call in progress, which fails as soon as the server is killed.
                 ended = await asyncio.gather(*loads, return_exceptions=True)
         if found := [error for error in ended if error is not None]:
             raise found[0]
 
     async def _settle(self, child: ChildMesh, *, every_home: bool) -> None:
-        """Compares the data of the mesh with the history, sends each write of unknown outcome again, and compares once
-        more. Adds all violations to the result. Checks all home timelines if `every_home` is true, otherwise those of
-        SAMPLED_HOMES users."""
+        """Compares the data of the mesh with the history, repeats each write whose outcome is unknown, and compares
+        again. Adds all violations to the result.
+
+        Then checks all home timelines, and that the event of each tweet is in the event log, if `every_home` is true.
+        Otherwise checks the home timelines of SAMPLED_HOMES users.
+        """
         async with connection.connect(child.target, CHANNELS) as channels:
             clients = await self._clients(child, channels)
             operator = Operator(channels[0], child.target.operator())
@@ -184,7 +198,7 @@ class CrashDrill:
         return [Client(self, channels[user % len(channels)], actors, user, users) for user in users]
 
     def next_key(self) -> str:
-        """Returns a new idempotency key for a post."""
+        """Returns an idempotency key for a new tweet."""
         self._posts += 1
         return f"crash:{self._seed}:{self._posts}"
 
@@ -194,8 +208,8 @@ class CrashDrill:
 
 
 class Client:
-    """One user of the load, with at most one write in progress at a time. A register belongs to one user, so the writes
-    of each register are sequential."""
+    """Sends the writes of one user, one at a time. Only this client writes to the registers of the user, so the writes
+    to a register are sequential."""
 
     def __init__(
         self, drill: CrashDrill, channel: grpc.aio.Channel, actors: TokenCache, user_id: int, users: Sequence[int]
@@ -209,22 +223,23 @@ class Client:
         self._running = True
 
     def stop(self) -> None:
-        """Makes `load` return after the write in progress."""
+        """Makes `load` return after the write that is in progress."""
         self._running = False
 
     async def load(self) -> None:
-        """Sends random writes until `stop`, or until the server does not answer."""
+        """Sends random writes until `stop` is called or the outcome of a write is unknown."""
         while self._running:
             register, value = self._deed()
             if not await self._write(register, value, self._once):
                 return
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """Sends a write whose outcome is unknown again, with retries, so that its outcome becomes known: acknowledged,
-        or refused because its tweet was deleted or may not be changed.
+        """Sends the write that sets `register` to `value` again, because its outcome is unknown, and records the
+        outcome.
 
-        `register` is the fact that the write sets to `value`. Raises CommandError, which ends the drill, if the server
-        does not answer or refuses the write with any other status code than NOT_FOUND or PERMISSION_DENIED.
+        The server may acknowledge the write, or refuse it with NOT_FOUND or PERMISSION_DENIED. Raises CommandError,
+        which ends the drill, if the server refuses the write with another status code, or does not respond to any
+        retry.
         """
         if not await self._write(register, value, with_retries):
             raise CommandError(f"the server did not answer the repeated write to {register}", FAULTS)
@@ -234,7 +249,7 @@ class Client:
         kind = chance.choices(list(SHARES), list(SHARES.values()))[0]
         tweets, own = self._history.tweets, self._history.own[self.user_id]
         if kind is Kind.DELETE and own:
-            # Some of these tweets are already deleted; deleting one again returns OK.
+            # The chosen tweet may be deleted already. DeleteTweet then returns OK too.
             return Register(kind, self.user_id, chance.choice(own)), True
         if kind is Kind.FOLLOW:
             return Register(kind, self.user_id, chance.choice(self._others)), chance.random() < 0.7
@@ -248,14 +263,18 @@ class Client:
         value: bool,
         send: Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]],
     ) -> bool:
-        """Sends the write that sets `register` to `value`, by `send`, and records its outcome in the history. Returns
-        False if the outcome is unknown. Raises CommandError if the server refuses the write with any other status code
-        than NOT_FOUND or PERMISSION_DENIED."""
+        """Sends the write that sets `register` to `value` and records its outcome in the history. Returns False if the
+        outcome is unknown.
+
+        `send` awaits the call that is passed to it, with or without retries. Raises CommandError if the server refuses
+        the write with a status code other than NOT_FOUND and PERMISSION_DENIED.
+        """
         make, undo, subject = WRITES[register.kind]
         method = contract.methods()[make if value else undo]
         request = method.request(**{subject: register.subject})
         if register.kind is Kind.POST:
-            # The text equals the idempotency key, so a duplicate shows as a second tweet with the same text.
+            # The text is the idempotency key, so the check of the history recognises a duplicate: a second tweet with
+            # this text.
             request = method.request(text=str(register.subject), idempotency_key=str(register.subject))
         metadata = await self.actors.act_as(self.user_id)
         call = self._channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)

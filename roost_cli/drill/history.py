@@ -1,9 +1,10 @@
-"""The history of a drill's writes and their outcomes, and the check of a mesh's data against it.
+"""Records the writes of a drill and their outcomes (the history), and compares the data of the mesh with the history.
 
-A register is a boolean fact that writes set to true or false: a tweet exists, an edge exists. For each register the
-history has the set of values that the mesh's data may show. When a write is sent, its value is added to the set. If the
-write is acknowledged, only its value remains; if the write is refused, the set from before the write is restored. If no
-answer comes, both values stay possible until a repeat of the write is acknowledged or refused.
+A register is a boolean fact that writes set to true or false, such as "this tweet exists" or "user A follows user B".
+For each register, the history has the set of possible values. When a write is sent, its value is added to the set. If
+the write is acknowledged, its value becomes the only one. If the write is refused, the set from before the write is
+restored. If its outcome is unknown, the set remains until a repeat of the write is acknowledged or refused. A register
+whose value in the mesh is not in the set is a violation.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """The kind of a register. The subject of a POST is its idempotency key; of all others an id."""
+    """The kind of a register. The subject of a POST is an idempotency key, that of all other kinds a tweet id or user
+    id."""
 
     POST = "post"
     DELETE = "delete"
@@ -25,7 +27,8 @@ class Kind(StrEnum):
 
 
 class Register(NamedTuple):
-    """A boolean fact, such as "this user likes this tweet", that only writes of the user `user_id` change."""
+    """A boolean fact about the user `user_id` and `subject`, such as "this user likes this tweet". Only writes of the
+    user change the fact."""
 
     kind: Kind
     user_id: int
@@ -33,7 +36,7 @@ class Register(NamedTuple):
 
 
 class Outcome(StrEnum):
-    """The state of a write: sent, acknowledged, refused, or of unknown outcome."""
+    """The state of a write: sent, acknowledged, refused, or unknown (no response arrived)."""
 
     INVOKED = "invoke"
     OK = "ok"
@@ -42,7 +45,8 @@ class Outcome(StrEnum):
 
 
 class Event(NamedTuple):
-    """One entry of the history: a write of a register, or the outcome of one."""
+    """One entry of the history: a write that sets a register to `value` was sent, or its outcome. `detail` is a status
+    code, or the description of a violation."""
 
     register: Register
     value: bool
@@ -51,7 +55,8 @@ class Event(NamedTuple):
 
 
 class ObservedTweet(NamedTuple):
-    """A tweet as the tweet service returns it; the text of a deleted one is empty."""
+    """A tweet as the tweet service stores it. The text of a deleted tweet is empty; `retweet_of_id` is 0 if the tweet
+    is not a retweet."""
 
     author_id: int
     text: str
@@ -61,8 +66,8 @@ class ObservedTweet(NamedTuple):
 
 @dataclass(slots=True)
 class Observed:
-    """The observed data: tweets by id, follows and likes as (user, subject), and the ids that each author's tweet
-    list returned."""
+    """The data that was read from the mesh: all tweets by id, follows as (follower, followee), likes as (user, tweet),
+    and the tweet ids in the user timeline of each author (`listed`)."""
 
     tweets: dict[int, ObservedTweet] = field(default_factory=dict)
     follows: set[tuple[int, int]] = field(default_factory=set)
@@ -71,7 +76,8 @@ class Observed:
 
 
 class Faults(NamedTuple):
-    """Violations: acknowledged writes that are lost, duplicates, and data that no write could have created."""
+    """Violations, one text each: lost acknowledged writes, writes that had their effect more than once, and data that
+    no acknowledged or unknown write created (`strange`)."""
 
     lost: list[str]
     duplicated: list[str]
@@ -82,28 +88,28 @@ class Faults(NamedTuple):
 
 
 class History:
-    """All writes of all clients. The writes of a user to one register are sequential."""
+    """The writes of all clients and their outcomes. The writes to one register must be sequential."""
 
     def __init__(self) -> None:
         self.log: list[Event] = []
-        # The tweet id that each acknowledged post returned, by idempotency key.
+        # Ids of the tweets that acknowledged CreateTweet calls returned, by idempotency key.
         self.ids: dict[str, int] = {}
-        # The ids of all acknowledged posts, of all users and by user.
+        # The same ids as a list, and as a list for each author.
         self.tweets: list[int] = []
         self.own: defaultdict[int, list[int]] = defaultdict(list)
         self._possible: defaultdict[Register, set[bool]] = defaultdict(lambda: {False})
-        # Per register: the value written last, and the values that were possible before.
+        # For each register: the value of the last write, and the values that were possible before this write.
         self._asked: dict[Register, tuple[bool, frozenset[bool]]] = {}
 
     def invoke(self, register: Register, value: bool) -> None:
-        """Records that a write that sets `register` to `value` is about to be sent."""
+        """Records a write that sets `register` to `value`. Call it before the write is sent."""
         self._asked[register] = (value, frozenset(self._possible[register]))
         self._possible[register].add(value)
         self.log.append(Event(register, value, Outcome.INVOKED))
 
     def ok(self, register: Register, tweet_id: int = 0) -> None:
-        """Records that the last write of the register was acknowledged. `tweet_id` is the id that a post returned; it
-        is 0 for other kinds."""
+        """Records that the last write to `register` was acknowledged. `tweet_id` is the id that CreateTweet returned, 0
+        for other kinds."""
         value, _ = self._asked[register]
         self._possible[register] = {value}
         detail = ""
@@ -114,30 +120,33 @@ class History:
                 self.tweets.append(tweet_id)
                 self.own[register.user_id].append(tweet_id)
             elif self.ids[key] != tweet_id:
-                # A fault: two calls with one idempotency key returned two different tweets.
+                # A violation: two calls with the same idempotency key returned different tweets.
                 detail = f"answered {tweet_id} after {self.ids[key]}"
         self.log.append(Event(register, value, Outcome.OK, detail))
 
     def fail(self, register: Register, code: str) -> None:
-        """Records that the last write was refused: `check` reports a fault if the write had an effect all the same."""
+        """Records that the last write to `register` was refused with the status `code`. If it had an effect
+        nevertheless, `check` reports a violation."""
         value, before = self._asked[register]
         self._possible[register] = set(before)
         self.log.append(Event(register, value, Outcome.FAILED, code))
 
     def unknown(self, register: Register, code: str) -> None:
-        """Records that the last write got no answer, so both its value and the values from before it stay possible."""
+        """Records that the outcome of the last write to `register` is unknown, so its value and the earlier ones remain
+        possible. `code` is the status or the error."""
         self.log.append(Event(register, self._asked[register][0], Outcome.UNKNOWN, code))
 
     def open(self) -> list[tuple[Register, bool]]:
-        """Returns the registers whose value is unknown, with the value written last."""
+        """Returns the registers with more than one possible value, each with the value of its last write."""
         return [(name, self._asked[name][0]) for name, possible in self._possible.items() if len(possible) > 1]
 
     def subjects(self, kind: Kind, user_id: int) -> list[int]:
-        """Returns the ids that the user has written to in registers of this kind."""
+        """Returns the subjects of the user's registers of this kind: tweet ids or user ids. Not for POST, whose
+        subjects are keys."""
         return [int(r.subject) for r in self._possible if r.kind is kind and r.user_id == user_id]
 
     def counts(self) -> Counter[Outcome]:
-        """Returns the number of events by outcome."""
+        """Returns the number of entries of the history by outcome."""
         return Counter(event.outcome for event in self.log)
 
     def check(self, observed: Observed) -> Faults:
@@ -174,8 +183,12 @@ class History:
         by_text: defaultdict[str, list[int]],
         retweets: Counter[tuple[int, int]],
     ) -> int | None:
-        """Returns how often the register's fact occurs in the data (0, 1 or more); None if the data does not contain
-        the tweet that the register is about, so that the register cannot be checked."""
+        """Returns how often the data shows the register's fact: 0, 1 or more.
+
+        Returns None if the register cannot be checked: its tweet is missing, or the tweet that was liked or retweeted
+        is deleted. `by_text` has the ids of the live tweets by text, `retweets` the number of live retweets by (user,
+        tweet).
+        """
         kind, user_id, subject = register
         match kind:
             case Kind.POST:
@@ -183,11 +196,11 @@ class History:
                 if tweet_id is not None and tweet_id in observed.tweets and observed.tweets[tweet_id].deleted:
                     return 1
                 ids = by_text.get(str(subject), [])
-                # A different tweet than the acknowledged one counts as a loss, even with the same text.
+                # If the acknowledged tweet is missing, another tweet with the same text does not replace it.
                 return len(ids) if tweet_id is None or tweet_id in ids else 0
             case Kind.DELETE:
                 tweet = observed.tweets.get(int(subject))
-                # A missing tweet is counted as a fault of its post.
+                # A missing tweet is reported as a violation of its POST.
                 return None if tweet is None else int(tweet.deleted)
             case Kind.FOLLOW:
                 return int((user_id, int(subject)) in observed.follows)
@@ -199,8 +212,8 @@ class History:
         )
 
     def _check_lists(self, observed: Observed, faults: Faults) -> None:
-        """Checks that each author's tweet list holds every tweet that the author posted and did not delete, exactly
-        once."""
+        """Adds violations if the user timeline of an author does not contain each of the author's live tweets exactly
+        once, retweets excluded."""
         standing: defaultdict[int, set[int]] = defaultdict(set)
         for tweet_id, tweet in observed.tweets.items():
             if not tweet.deleted and not tweet.retweet_of_id:

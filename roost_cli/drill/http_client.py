@@ -1,5 +1,5 @@
-"""A minimal HTTP/1.1 client for drills: one persistent connection, one request at a time, and no retries, which
-could hide failures."""
+"""A minimal HTTP/1.1 client for drills: one persistent connection and one request at a time. It never retries, because
+retries would hide failures."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import asyncio
 import contextlib
 from typing import NamedTuple
 
-# The most bytes of status line and headers together; those of the gateway are below 2 kB.
+# Maximum size in bytes of the status line and headers of a response. Those of the gateway are below 2 kB.
 MAX_HEAD_BYTES = 64 * 1024
 
 
 class HttpResponse(NamedTuple):
-    """An HTTP response."""
+    """The status and the body of an HTTP response."""
 
     status: int
     body: bytes
 
 
 class HttpClient:
-    """Sends requests to one server. It connects at the first request and reconnects after a failure."""
+    """Sends requests to one server. Connects at the first request, and again at the first request after a failure."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -30,8 +30,12 @@ class HttpClient:
     async def ask(
         self, method: str, path: str, token: str, body: bytes = b"", *, key: str = "", within_s: float
     ) -> HttpResponse:
-        """Sends one request; `body` is JSON, `key` the Idempotency-Key header. Raises OSError or EOFError if the
-        response is incomplete, and TimeoutError after `within_s` seconds."""
+        """Sends a request and returns the response. `token` is an access token, `body` JSON, `key` the header
+        Idempotency-Key ("" sends none).
+
+        Raises OSError or EOFError if no complete response arrives, TimeoutError if it takes longer than `within_s`
+        seconds.
+        """
         head = [f"{method} {path} HTTP/1.1", f"Host: {self._host}:{self._port}", f"Authorization: Bearer {token}"]
         if key:
             head.append(f"Idempotency-Key: {key}")

@@ -1,8 +1,9 @@
-"""Kills the processes of a running mesh one after another, under a load of a hundred reads per write.
+"""The kill drill: kills or restarts the processes of a running mesh one after another, under a load of a hundred reads
+per write.
 
-The mesh has two replicas of each service. The drill checks that every request that may be repeated (reads, posts with
-an idempotency key) succeeds, that each acknowledged write exists exactly once, and that each killed process is
-restarted. It reports a violation as a fault.
+The mesh has two processes of each service that is killed. The drill checks that every request succeeds (all of them can
+be repeated safely), that each acknowledged write exists exactly once, and that each killed process is restarted. It
+reports each violation. A register is a boolean fact that writes set, such as "user A follows user B" (see `history`).
 """
 
 from __future__ import annotations
@@ -31,36 +32,39 @@ from roost_cli.supervisor import control
 from roost_cli.tokens import TokenCache
 from roost_cli.verify import command
 
-# Concurrent clients with one user and connection each, and the pause of each between requests: enough that every kill
-# hits requests in progress, and few enough that a small machine is not the bottleneck.
+# Number of concurrent clients, each with a user and a connection of its own, and the mean number of seconds between two
+# requests of a client. With these numbers, requests are in progress at every kill, and a small machine is not
+# overloaded.
 CLIENTS = 16
 PAUSE_S = 0.02
 READS_A_WRITE = 100
-# Posts of each client before the load, so that the timelines are not empty.
+# Number of tweets that each client posts before the load, so that the timelines are not empty.
 FIRST_POSTS = 3
-# Pause between a recovery and the next kill.
+# Minimum and maximum number of seconds between a recovery and the next kill.
 MIN_PAUSE_S, MAX_PAUSE_S = 0.5, 2.0
-# Seconds within which a killed process must be ready again. It usually takes a few; the limit is far higher, because
-# the drill reports slow restarts and fails only if a process hangs.
+# Maximum number of seconds until a killed process is ready again, else the drill ends with an error. It usually takes a
+# few seconds, which the drill reports; only a process that hangs takes longer than the maximum.
 BACK_WITHIN_S = 120.0
-# Timeout of a request in seconds. It is larger than the longest deadline of the requests, so the mesh responds with an
+# Timeout of a request in seconds. It is longer than every deadline of the requests, so that the mesh responds with an
 # error before the client gives up.
 ANSWER_WITHIN_S = 15.0
-# Repeats of a write with unknown outcome after the last kill, and of a request that the store answered too late, and the
-# pause between them.
+# Maximum number of repeats of a write whose outcome is unknown, and of a request that failed because the store was too
+# slow; and the number of seconds between them.
 REPEATS, REPEAT_PAUSE_S = 20, 0.5
-# Share of each kind of write, in percent.
+# Relative frequency of each kind of write, in percent.
 SHARES = {Kind.POST: 60, Kind.FOLLOW: 20, Kind.LIKE: 20}
-# Failures recorded for the report: in total, and of those that differ only in numbers. The counts include all.
+# Maximum number of failures that the report describes: in total, and of those that are alike. All failures are counted.
 KEPT_FAILURES, KEPT_ALIKE = 200, 2
-# Seconds for which the drill waits until every path is readable, and seconds between two attempts. A new mesh on empty
-# servers first creates its search indexes.
+# Maximum number of seconds until every path is readable before the load, and the number of seconds between two
+# attempts. A new mesh first creates its search indexes.
 WHOLE_WITHIN_S, LOOK_AGAIN_S = 120.0, 0.5
 SERVER_ERRORS = 500
 _REFUSALS = frozenset({403, 404})
-# Codes of 503 if the store did not answer a statement in time. 504 is the same with a deadline that passed first.
+# Codes in the body of a response with status 503 if the store did not execute a statement in time. If the deadline of
+# the request passed first, the status is 504.
 _STORE_TOO_SLOW = frozenset({"store_unavailable", "outcome_unknown"})
-# Failures are grouped by method, path without ids, status and code.
+# Two failures are alike if the first LETTERS_ALIKE characters of their descriptions are the same except for ids. These
+# characters contain the method, path, status and code.
 _NUMBERS, LETTERS_ALIKE = re.compile(r"\d{6,}"), 90
 
 Disturb = Callable[[MultiProcessMesh, str], Awaitable[float]]
@@ -68,8 +72,14 @@ Disturb = Callable[[MultiProcessMesh, str], Awaitable[float]]
 
 @dataclass(slots=True)
 class Result:
-    """The result of a drill. Times are in seconds; `failures` describes the first requests that may be repeated and
-    failed. `slow` counts requests that the store answered too late, and that succeeded when repeated."""
+    """The result of a kill drill.
+
+    `failed` counts the requests that failed, `by_service` those by the service that was killed last, and `failures`
+    describes the first of them. `slow` counts the requests that failed because the store was too slow, and succeeded
+    when they were repeated. `recoveries_s` and `longest_s` (the longest response time) are in seconds. `acknowledged`
+    and `unknown` count writes by outcome. `lost`, `duplicated` and `strange` describe violations (see
+    `history.Faults`).
+    """
 
     rounds: int = 0
     reads: int = 0
@@ -89,29 +99,34 @@ class Result:
 
     @property
     def clean(self) -> bool:
-        """Returns whether every request succeeded at once, nothing was lost or duplicated, and every home timeline is exact."""
+        """Returns whether every request succeeded at the first attempt, there are no violations, and every home
+        timeline is exact."""
         return self.homes_exact and not (self.failed or self.slow or self.lost or self.duplicated or self.strange)
 
     def add(self, faults: Faults) -> None:
-        """Adds the violations that the history check found."""
+        """Adds the violations that a check of the history found."""
         self.lost.extend(faults.lost)
         self.duplicated.extend(faults.duplicated)
         self.strange.extend(faults.strange)
 
 
 async def kill_process(mesh_processes: MultiProcessMesh, label: str) -> float:
-    """Sends SIGKILL to one process and returns the seconds until its replacement is ready."""
+    """Sends SIGKILL to the process `label`, such as `tweet-1`, and returns the number of seconds until its replacement
+    is ready."""
     return await mesh_processes.kill(label, BACK_WITHIN_S)
 
 
 async def restart_service(mesh_processes: MultiProcessMesh, label: str) -> float:
-    """Restarts all processes of the service to which the process `label` belongs, one after another. Returns the
-    seconds that this took."""
+    """Restarts all processes of the service to which the process `label` belongs, one after another. Returns the number
+    of seconds that this took."""
     return await control.ask_restart(mesh_processes.control, label.rpartition("-")[0])
 
 
 class KillDrill:
-    """Sends load to one mesh while its processes are killed or restarted."""
+    """Sends load to a mesh while its processes are killed or restarted.
+
+    `seed` determines the load and the order of the kills. `victim` is the process that was killed or restarted last.
+    """
 
     def __init__(
         self,
@@ -135,9 +150,12 @@ class KillDrill:
         self._alike: Counter[str] = Counter()
 
     async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = kill_process) -> Result:
-        """Calls `disturb`, which kills or restarts one process, `rounds` times while the load runs, then checks the
-        data and returns the result. Each of `services` is disturbed once before one is disturbed again. Raises
-        CommandError if a process does not become ready again, or a write fails in a way that no kill explains."""
+        """Calls `disturb` `rounds` times under load, then checks the data of the mesh and returns the result.
+
+        Each call kills or restarts one process. The calls go through `services` in random order, and again after the
+        last one. Raises CommandError if a process does not become ready again, or if the mesh refuses a write with a
+        status other than 403 and 404.
+        """
         async with AsyncExitStack() as stack:
             mesh = self.mesh_processes.target
             channel = (await stack.enter_async_context(connection.connect(mesh)))[0]
@@ -162,8 +180,8 @@ class KillDrill:
         return [Client(self, actors, user, users) for user in users]
 
     def _reset_timings(self) -> None:
-        """Resets the longest response time, because the requests so far met cold caches. Does not reset the failures,
-        because a failed request is a fault even before the first kill."""
+        """Resets the longest response time, because the caches were empty at the first requests. Does not reset the
+        failures, because a request may not fail before the first kill either."""
         self.result.longest_s = 0.0
 
     async def _under_load(
@@ -172,7 +190,7 @@ class KillDrill:
         loads = asyncio.gather(*(client.load() for client in clients))
         kills = asyncio.create_task(self._disturbances(services, rounds, disturb))
         try:
-            # A client returns by itself only if it found a violation.
+            # `load` returns before `stop` only if it raises an error, which ends the drill.
             await asyncio.wait((loads, kills), return_when=asyncio.FIRST_COMPLETED)
         finally:
             for client in clients:
@@ -203,8 +221,8 @@ class KillDrill:
     async def _settle(
         self, clients: Sequence[Client], operator: Operator, actors: TokenCache, mesh: connection.MeshTarget
     ) -> None:
-        """Compares the data of the mesh with the history, sends each write of unknown outcome again, compares once
-        more, and checks every home timeline. Adds all violations to the result."""
+        """Compares the data of the mesh with the history, repeats each write whose outcome is unknown, compares again,
+        and checks every home timeline. Adds all violations to the result."""
         users = [client.user_id for client in clients]
         by_user = {client.user_id: client for client in clients}
         self.result.add(self.history.check(await observe(operator.channel, operator, actors, users, self.history)))
@@ -214,12 +232,12 @@ class KillDrill:
         self.result.homes_exact = await command.audit(mesh, Silent())
 
     def next_key(self) -> str:
-        """Returns a new idempotency key for a post."""
+        """Returns an idempotency key for a new tweet."""
         self._posts += 1
         return f"kill:{self._seed}:{self._posts}"
 
     def failed(self, what: str) -> None:
-        """Counts a request that should have succeeded."""
+        """Counts a failed request. `what` describes the request and its response, for the report."""
         self.result.failed += 1
         self.result.by_service[self.victim.rpartition("-")[0] or "nobody yet"] += 1
         kind = _NUMBERS.sub("…", what)[:LETTERS_ALIKE]
@@ -229,8 +247,8 @@ class KillDrill:
 
 
 class Client:
-    """One user of the load, with at most one request in progress at a time. A register (a boolean fact that writes
-    decide, such as "user A follows user B") belongs to one user, so the writes of each register are sequential."""
+    """Sends the requests of one user, one at a time. Only this client writes to the registers of the user, so the
+    writes to a register are sequential."""
 
     def __init__(self, drill: KillDrill, actors: TokenCache, user_id: int, users: Sequence[int]) -> None:
         self.user_id = user_id
@@ -243,18 +261,18 @@ class Client:
         self._running = True
 
     def stop(self) -> None:
-        """Makes `load` return after the request in progress."""
+        """Makes `load` return after the request that is in progress."""
         self._running = False
 
     async def begin(self) -> None:
-        """Follows a user and posts, so that home and user timelines are not empty."""
+        """Follows a user and posts tweets, so that home and user timelines are not empty."""
         await self._write(Register(Kind.FOLLOW, self.user_id, self._others[0]), True)
         for _ in range(FIRST_POSTS):
             await self._write(Register(Kind.POST, self.user_id, self._drill.next_key()), True)
 
     async def wait_until_readable(self) -> None:
-        """Waits until each path that the load reads has returned status 200 once. Raises CommandError if that does not
-        happen within WHOLE_WITHIN_S seconds."""
+        """Waits until each kind of path that the load reads has returned status 200. Raises CommandError if that takes
+        longer than WHOLE_WITHIN_S seconds."""
         (_, bearer), *_ = await self._actors.act_as(self.user_id)
         token = bearer.removeprefix("Bearer ")
         missing = self._readable_paths()
@@ -272,7 +290,7 @@ class Client:
             ) from error
 
     async def load(self) -> None:
-        """Sends reads and occasional writes until `stop`."""
+        """Sends reads, and a write after about every hundred reads, until `stop` is called."""
         chance = self._drill.chance
         while self._running:
             if chance.random() * (self._drill.reads_a_write + 1) < 1:
@@ -282,10 +300,10 @@ class Client:
             await asyncio.sleep(PAUSE_S * chance.uniform(0.5, 1.5))
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """Sends the write that sets `register` to `value`, whose outcome is unknown, again until the server
-        acknowledges or refuses the write.
+        """Sends the write that sets `register` to `value`, whose outcome is unknown, until the mesh acknowledges or
+        refuses it.
 
-        Raises CommandError, which ends the drill, if the server does neither in REPEATS attempts.
+        Raises CommandError, which ends the drill, if the outcome is still unknown after REPEATS attempts.
         """
         for _ in range(REPEATS):
             if await self._write(register, value):
@@ -301,7 +319,8 @@ class Client:
             self._drill.failed(f"GET {path}: {answer.status} {answer.body[:300].decode(errors='replace')}")
 
     def _readable_paths(self) -> list[str]:
-        """Returns the paths that the next read is chosen from."""
+        """Returns the paths from which the next read is chosen, for a random user and a random tweet. A path that is
+        repeated is chosen more often."""
         chance, tweets = self._drill.chance, self._history.tweets
         user = chance.choice(self._users)
         wishes = [
@@ -328,12 +347,15 @@ class Client:
 
     async def _write(self, register: Register, value: bool) -> bool:
         """Sends the write that sets `register` to `value` and records its outcome in the history. Returns False if the
-        outcome is unknown. Raises CommandError if the server refuses the write with any other status than 403 or
-        404."""
+        outcome is unknown.
+
+        Raises CommandError if the mesh refuses the write with a status other than 403 and 404.
+        """
         kind, _, subject = register
         body, key = b"{}", ""
         if kind is Kind.POST:
-            # The text equals the idempotency key, so a duplicate shows as a second tweet with the same text.
+            # The text is the idempotency key, so the check of the history recognises a duplicate: a second tweet with
+            # this text.
             path, key, body = "/v1/tweets", str(subject), orjson.dumps({"text": str(subject)})
         else:
             path = f"/v1/tweets/{subject}/likes" if kind is Kind.LIKE else f"/v1/users/{subject}/follow"
@@ -355,11 +377,11 @@ class Client:
         return True
 
     async def _ask(self, method: str, path: str, body: bytes = b"", key: str = "") -> HttpResponse | None:
-        """Sends a request and returns the response. If none arrives, counts a failure and returns None.
+        """Sends a request and returns the response. Counts a failure and returns None if no response arrives.
 
-        If the response says that the store answered too late, sends the request again, at most REPEATS times, as the
-        header Retry-After tells clients to. A store can be late while killed processes start again on a busy machine.
-        If the last repeat fails too, the caller counts a failure.
+        If the response says that the store was too slow, repeats the request, at most REPEATS times, as the header
+        Retry-After allows. A store can be too slow while killed processes start again on a busy machine. If the last
+        repeat fails too, returns its response.
         """
         answer = await self._ask_once(method, path, body, key)
         for _ in range(REPEATS):
@@ -385,7 +407,7 @@ class Client:
 
 
 def is_store_too_slow(answer: HttpResponse) -> bool:
-    """Returns whether the response reports a store that answered too late, rather than a service that is gone."""
+    """Returns whether the request failed because a store was too slow, and not because a service was unavailable."""
     if answer.status == HTTPStatus.GATEWAY_TIMEOUT:
         return True
     return answer.status == HTTPStatus.SERVICE_UNAVAILABLE and orjson.loads(answer.body)["code"] in _STORE_TOO_SLOW

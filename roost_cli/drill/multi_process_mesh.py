@@ -1,4 +1,4 @@
-"""A mesh of many processes on free local ports, whose processes can be killed one by one. `roost drill kill` uses
+"""Runs a mesh of many processes on free local ports, and kills single processes of it. The kill and restart drills use
 it."""
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
-# About sixteen processes start, and each needs seconds of CPU time.
+# Maximum number of seconds for the start of the mesh: about sixteen processes start, and each needs seconds of CPU
+# time.
 START_WITHIN_S = 400.0
-# Gateway, services and registry stop one group after the other.
+# Maximum number of seconds for the stop of the mesh. The gateway, the services and the registry stop one after another.
 STOP_WITHIN_S = 120.0
+# Maximum number of characters of a log in an error message; of a longer log, the end is printed.
 SHOWN_LOG_CHARS = 2_000
 
 _IS_READY = re.compile(r"(?P<label>\S+) is ready, pid (?P<pid>\d+)")
@@ -30,8 +32,8 @@ _HAS_ENDED = re.compile(r"(?P<label>\S+) ended with ")
 
 
 class MultiProcessMesh:
-    """A running `roost up --processes`. `http` is the gateway's HOST:PORT; `pids` holds the ready processes by label
-    (`tweet-1`)."""
+    """A running `roost up --processes`. `http` is the host and port of the gateway. `pids` are the process ids of the
+    processes that are ready, by label such as `tweet-1`."""
 
     def __init__(self, process: asyncio.subprocess.Process, grpc: str, http: tuple[str, int], folder: Path) -> None:
         self.http = http
@@ -45,10 +47,11 @@ class MultiProcessMesh:
 
     @classmethod
     async def start(cls, folder: Path, settings: Mapping[str, str], replicas: Mapping[str, int]) -> MultiProcessMesh:
-        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of the mesh's log, if the
-        mesh ends during its start or is not ready within START_WITHIN_S seconds.
+        """Starts a mesh, with rate limits off, and returns it when it is ready.
 
-        `folder` holds data, run files and logs. `settings` are texts by setting name. Rate limits are off.
+        `folder` is the directory for data, run files and logs. `settings` are the values of settings by name.
+        `replicas` is the number of processes by service. Raises CommandError with the end of the log if the mesh ends
+        during its start, or is not ready within START_WITHIN_S seconds.
         """
         runtime = folder / "runtime"
         runtime.mkdir(mode=0o700, exist_ok=True)
@@ -84,23 +87,23 @@ class MultiProcessMesh:
 
     @property
     def target(self) -> MeshTarget:
-        """Returns the gateway's gRPC address with the operator token."""
+        """Returns the gRPC address of the gateway and the operator token."""
         runs = runfile.running(runtime_dir(self._folder / "runtime"))
         found = next(run for run in runs if run.grpc == self.grpc)
         return MeshTarget(found.grpc, found.operator_token)
 
     @property
     def control(self) -> Path:
-        """Returns the path of the supervisor's socket."""
+        """Returns the path of the Unix socket on which the supervisor accepts restart requests."""
         return runfile.path_of(self.grpc, runtime_dir(self._folder / "runtime")).with_suffix(".sock")
 
     def labels(self, service: str) -> list[str]:
-        """Returns the labels of the ready processes of a service."""
+        """Returns the labels of the processes of a service that are ready, sorted."""
         return sorted(label for label in self.pids if label.rpartition("-")[0] == service)
 
     async def kill(self, label: str, within_s: float) -> float:
-        """Sends SIGKILL to one process and returns the seconds until its replacement is ready. Raises CommandError
-        after `within_s` seconds."""
+        """Sends SIGKILL to the process `label` and returns the number of seconds until its replacement is ready. Raises
+        CommandError if that takes longer than `within_s` seconds."""
         before, began = self.pids[label], time.monotonic()
         with contextlib.suppress(ProcessLookupError):
             os.kill(before, signal.SIGKILL)
@@ -114,8 +117,8 @@ class MultiProcessMesh:
         return time.monotonic() - began
 
     async def stop(self) -> None:
-        """Sends SIGTERM. Raises CommandError if the mesh does not stop in STOP_WITHIN_S seconds, or exits with an
-        error."""
+        """Sends SIGTERM to the supervisor and waits until it has ended. Raises CommandError if that takes longer than
+        STOP_WITHIN_S seconds, or if the exit status is not 0."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -128,8 +131,8 @@ class MultiProcessMesh:
             raise CommandError(f"the mesh stopped with status {code}", FAULTS)
 
     async def kill_all(self) -> None:
-        """Sends SIGKILL to the supervisor. The processes that it supervises then stop by themselves. Does nothing after
-        `stop`."""
+        """Sends SIGKILL to the supervisor and waits until it has ended. The processes that it started then stop by
+        themselves. Does nothing if the supervisor has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
@@ -147,7 +150,7 @@ class MultiProcessMesh:
                 elif line.startswith(runfile.READY):
                     self._ready.set()
                 self._changed.notify_all()
-        # Wakes tasks that wait for a start, because the mesh has ended.
+        # The mesh has ended. Wakes `start`, which would otherwise wait until its timeout.
         await self._process.wait()
         self._ready.set()
 

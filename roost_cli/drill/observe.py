@@ -1,4 +1,4 @@
-"""Reads the data that a drill wrote: by scans of the owning services, and through the API as readers see it."""
+"""Reads the data that a drill wrote: with scans as the operator, and through the API as the users who wrote it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from roost_cli.rate_control import batches, deadline_s, for_each
 from roost_cli.tokens import TokenCache
 from roost_cli.verify.command import SCAN_EDGES, SCAN_TWEETS
 
-# The most tweets of one BatchGetTweets call and of one page.
+# Number of tweets per BatchGetTweets call and per page: the maximum of both.
 PAGE_SIZE = 100
-# Fan-out stores delivery receipts of the last 10,000 tweets; of this many they certainly exist.
+# Number of newest tweets whose delivery receipts are checked. Fan-out stores the receipts of the last 10,000 tweets.
 RECEIPTS = 9_000
 CONCURRENCY = 16
 
@@ -30,8 +30,12 @@ LIST_USER = "/roost.tweet.v1.TweetService/ListUserTweets"
 async def observe(
     channel: grpc.aio.Channel, operator: Operator, actors: TokenCache, users: Sequence[int], history: History
 ) -> Observed:
-    """Returns all tweets and follows (scanned from the tweet and graph services), the likes of `users` (each read as
-    the user who liked), and the list of each user's tweets. Raises AioRpcError if a call fails."""
+    """Returns all tweets and follows of the mesh, and of each user in `users` the likes in `history` and the user
+    timeline.
+
+    Tweets and follows are read with scans; likes and user timelines are read as the user. Raises AioRpcError if a call
+    fails.
+    """
     found = Observed()
     tweets = tweet_service_pb2_grpc.TweetServiceStub(channel)
     scan = tweet_service_pb2.ScanTweetsRequest()
@@ -49,9 +53,11 @@ async def observe(
 
 
 async def without_receipt(channel: grpc.aio.Channel, operator: Operator, tweet_ids: Iterable[int]) -> list[int]:
-    """Returns those of `tweet_ids` (of the greatest RECEIPTS ids among them) for which fan-out has no delivery receipt.
-    After fan-out has read the whole event log again, these are the tweets whose event is missing from the event log.
-    Raises AioRpcError if a call fails."""
+    """Returns the tweets without a delivery receipt of fan-out. Checks only the RECEIPTS greatest ids of `tweet_ids`.
+
+    After a replay of the whole event log, these are the tweets whose event is not in the event log. Raises AioRpcError
+    if a call fails.
+    """
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     missing: list[int] = []
 

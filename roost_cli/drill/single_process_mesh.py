@@ -1,4 +1,4 @@
-"""A mesh in a child process on free local ports, which drills start, kill and start again."""
+"""Runs a single-process mesh as a child process on free local ports. The crash drill starts and kills it repeatedly."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import FAULTS, CommandError
 from services.platform.config import child_environment, runtime_dir
 
-# Timeout of a start. It is far longer than a start should take, so that only a hang fails; the drill reports slow starts.
+# Maximum number of seconds for a start, else the drill ends with an error. It is far longer than a start should take,
+# so that only a mesh that hangs ends the drill; slow starts are reported.
 START_WITHIN_S = 60.0
 STOP_WITHIN_S = 30.0
-# Characters of the log in an error message.
+# Maximum number of characters of the log in an error message; of a longer log, the end is printed.
 SHOWN_LOG_CHARS = 2_000
 
 
 class ChildMesh:
-    """A running `roost up`. `started_s` is the time from the command to the ready line, in seconds."""
+    """A running `roost up`. `started_s` is the number of seconds from the start of the process until the mesh was
+    ready."""
 
     def __init__(self, process: asyncio.subprocess.Process, target: MeshTarget, started_s: float) -> None:
         self.target = target
@@ -31,15 +33,15 @@ class ChildMesh:
         self._drain = asyncio.create_task(_discard_stdout(process))
 
     async def kill(self) -> None:
-        """Sends SIGKILL, which simulates a crash, and returns when the process has ended."""
+        """Sends SIGKILL to the process, which simulates a crash, and waits until it has ended."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
         await self._drain
 
     async def stop(self) -> None:
-        """Sends SIGTERM. Raises CommandError if the process does not end within STOP_WITHIN_S seconds, or exits with
-        an error."""
+        """Sends SIGTERM to the process and waits until it has ended. Raises CommandError if that takes longer than
+        STOP_WITHIN_S seconds, or if the exit status is not 0."""
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
@@ -53,7 +55,8 @@ class ChildMesh:
 
 
 class MeshLauncher:
-    """Starts meshes one at a time on the same data directory. `folder` holds the data, the run files and the log."""
+    """Starts a mesh again and again on the same data directory. `folder` is the directory for the data, the run files
+    and the log."""
 
     def __init__(self, folder: Path) -> None:
         self._data = folder / "data"
@@ -62,8 +65,8 @@ class MeshLauncher:
         self._runtime.mkdir(mode=0o700, exist_ok=True)
 
     async def start(self) -> ChildMesh:
-        """Starts a mesh and returns it when it is ready. Raises CommandError, with the end of the mesh's log, if the
-        mesh ends during its start or is not ready within START_WITHIN_S seconds."""
+        """Starts a mesh and returns it when it is ready. Raises CommandError with the end of the log if the mesh ends
+        during its start, or is not ready within START_WITHIN_S seconds."""
         began = time.monotonic()
         process = await self._spawn()
         try:
@@ -83,7 +86,7 @@ class MeshLauncher:
         return ChildMesh(process, MeshTarget(found.grpc, found.operator_token), started_s)
 
     async def start_and_kill(self, after_s: float) -> None:
-        """Starts a mesh and kills it after `after_s` seconds, whether it is ready by then or not."""
+        """Starts a mesh and kills it after `after_s` seconds, even if it is not ready by then."""
         process = await self._spawn()
         try:
             with contextlib.suppress(TimeoutError):
@@ -123,7 +126,7 @@ async def _until_ready(process: asyncio.subprocess.Process) -> bool:
 
 
 async def _discard_stdout(process: asyncio.subprocess.Process) -> None:
-    """Reads and discards stdout: a full pipe would block the process."""
+    """Reads and discards the output of the process until its end, because a full pipe would block the process."""
     assert process.stdout is not None, "made with a pipe"
     async for _ in process.stdout:
         pass

@@ -1,4 +1,4 @@
-"""A temporary namespace on the servers of the cluster backend, so that a drill changes no other data."""
+"""Creates a temporary namespace on the servers of the cluster backend, so that a drill changes no other data."""
 
 from __future__ import annotations
 
@@ -23,20 +23,23 @@ from services.platform.config import Settings
 from services.platform.opensearch.client import OpenSearch
 from services.platform.rpc.errors import RoostError
 
-# Range of Redis databases to search for an empty one. A mesh uses 0 by default; tests use 100 and above.
+# The first and the last Redis database that a drill may use. A mesh uses database 0 by default, tests use 100 and
+# above.
 FIRST_DATABASE, LAST_DATABASE = 1, 99
-# The key with which a drill claims a database, and the TTL of the key in seconds. If the drill is killed, the database
-# becomes free when the key expires.
+# The key with which a drill reserves a database, and its TTL in seconds. If the drill is killed, other drills may use
+# the database after the key has expired.
 CLAIM, CLAIM_S = "roost:drill", 6 * 3600
-# Deleting a keyspace or a topic takes seconds on a busy server.
+# Timeout in seconds of each deletion. Deleting an index or a topic takes seconds on a busy server.
 DELETE_TIMEOUT_S = 60.0
 
 
 @asynccontextmanager
 async def temp_namespace(settings: Settings) -> AsyncIterator[Mapping[str, str]]:
-    """Yields settings, as text by name, of a new namespace, and deletes its data at the end.
+    """Yields the values of the settings that select a new namespace, by name. Deletes the data of the namespace at the
+    end of the block.
 
-    Raises CommandError if a server is unreachable or Redis has no empty database.
+    The namespace prefixes the names of keyspaces, topics, consumer groups and indexes; in Redis, the drill uses an
+    empty database. Raises CommandError if a server cannot be reached, or if Redis has no empty database.
     """
     if silent := missing(settings):
         raise CommandError(f"{', '.join(silent)} cannot be reached: `scripts/backends up` starts the servers")
@@ -51,7 +54,7 @@ async def temp_namespace(settings: Settings) -> AsyncIterator[Mapping[str, str]]
 
 
 def _claim(url: str) -> str:
-    """Claims an empty database and returns its URL."""
+    """Reserves an empty database of the Redis at `url` and returns the URL of the database."""
     for number in range(FIRST_DATABASE, LAST_DATABASE + 1):
         found = urlsplit(url)._replace(path=f"/{number}").geturl()
         with contextlib.closing(redis.Redis.from_url(found)) as client:
@@ -59,7 +62,7 @@ def _claim(url: str) -> str:
                 if client.dbsize() == 0 and client.set(CLAIM, "taken", nx=True, ex=CLAIM_S):
                     return found
             except redis.ResponseError:
-                # The server has no database of this number.
+                # Redis has no database with this number, and so none with a higher one.
                 break
     raise CommandError(
         "the databases 1 to 99 of Redis all contain data: name another Redis in the setting redis_url for the drill"
@@ -67,8 +70,8 @@ def _claim(url: str) -> str:
 
 
 async def _delete_namespace(settings: Settings) -> None:
-    """Deletes the data of the namespace from each server independently. Skips a server that does not answer: its
-    remaining data does no harm, because no later drill uses the same namespace."""
+    """Deletes the data of the namespace on each server. Skips a server that does not respond: the data that remains
+    does no harm, because no later drill uses the same namespace."""
     with contextlib.suppress(RoostError):
         cassandra = await Cassandra.open(settings)
         try:

@@ -1,1 +1,1 @@
-"""`roost load` and the demo: loads users, follows and tweets into a running mesh."""
+"""`roost load` and the demo: create users, follows and tweets in a running mesh."""

@@ -1,7 +1,7 @@
 """`roost load`: loads a graph and tweets from files, and performs random operations, through RPCs.
 
-It creates the users and the follows, waits for the clock margin, reads every home timeline once, and then posts the
-tweets. So every home timeline is warm before the tweets are posted, and fan-out delivers them.
+The command creates the users and the follows, waits for the margin, reads every home timeline once, and then posts the
+tweets. So every home timeline is warm before the tweets are posted, and fan-out appends the tweets to it.
 """
 
 from __future__ import annotations
@@ -24,22 +24,26 @@ from roost_cli.load import mutate
 from roost_cli.load.loader import CONCURRENCY, Loader, NewUser, Operator, Post, PostOutcome
 from roost_cli.tokens import TokenCache
 
-# gRPC serves one connection in one task; a few connections keep client and server busy.
+# Number of connections to the mesh. gRPC reads each connection in one task, so a few connections use the CPU better
+# than one.
 CHANNELS = 4
 MAX_CONCURRENCY = 1_024
-# Half of a SHA-256 is enough to tell files apart.
+# Number of hexadecimal digits of the file's SHA-256 in idempotency keys. Half of the digits are enough to distinguish
+# files.
 HASH_DIGITS = 32
-# The file is read whole, because its hash is part of every idempotency key.
+# Maximum size in bytes of the file of tweets. The whole file is read into memory, because its hash is part of every
+# idempotency key.
 MAX_TWEETS_BYTES = 256 * 1024 * 1024
-# Operations are planned before the first is sent and use some hundred bytes of memory each.
+# Maximum number of random operations. All are planned before the first is sent, and each uses some hundred bytes of
+# memory.
 MAX_OPERATIONS = 1_000_000
-# The most line numbers printed per reason; the total is printed too.
+# Maximum number of line numbers printed per reason. The total number of lines is printed too.
 SHOWN_SOURCES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the file of tweets: its number from 1, its text and its idempotency key."""
+    """A line of the file of tweets: its 1-based number, its text and its idempotency key."""
 
     number: int
     text: str
@@ -92,7 +96,7 @@ def load(
 
 
 def _load_files(graph: Path, tweets: Path, directed: bool, seed: int, concurrency: int, grpc: str | None) -> None:
-    # Read before the graph, which may take a minute, so that errors are reported at once.
+    # The tweets are read first, so that errors in them are reported at once: reading the graph may take a minute.
     usable, blank = tweet_lines(_whole(tweets), tweets.name)
     if not usable:
         raise CommandError(f"{tweets.name} contains no tweet: write one on each line")
@@ -104,7 +108,8 @@ def _load_files(graph: Path, tweets: Path, directed: bool, seed: int, concurrenc
 
 
 def utf8_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
-    """Yields the lines as text, without a byte order mark. Raises CommandError, naming the line, if one is not UTF-8."""
+    """Yields the lines of the file `name` as text, without a byte order mark. Raises CommandError, which names the
+    line, if a line is not UTF-8."""
     for number, line in enumerate(lines, 1):
         try:
             text = line.decode()
@@ -117,14 +122,15 @@ def utf8_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
 
 
 def tweet_lines(content: bytes, name: str) -> tuple[list[Line], list[int]]:
-    """Returns the lines of a file with their idempotency keys, and the numbers of those that are blank.
+    """Returns the lines of the file `name` that are not blank, and the 1-based numbers of those that are.
 
-    Raises CommandError, naming the line, if the file is not UTF-8.
+    The idempotency key of a line contains the hash of the file and the number of the line. Raises CommandError, which
+    names the line, if the file is not UTF-8.
     """
     digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
     usable: list[Line] = []
     blank: list[int] = []
-    # Only newlines separate lines: a tweet may contain other Unicode line separators.
+    # Split at newlines only, because a tweet may contain other Unicode line separators.
     for number, text in enumerate(utf8_lines(content.removesuffix(b"\n").split(b"\n"), name), 1):
         if stripped := text.strip():
             usable.append(Line(number, stripped, f"load:{digest}:{number}"))
@@ -134,8 +140,8 @@ def tweet_lines(content: bytes, name: str) -> tuple[list[Line], list[int]]:
 
 
 def authors(nodes: Sequence[int], lines: int, seed: int) -> list[int]:
-    """Returns the author of each of `lines` lines, drawn uniformly from the nodes. The same seed draws the same
-    authors."""
+    """Returns the author of each of the `lines` lines of the file of tweets: a random element of `nodes`. The same seed
+    gives the same authors."""
     chance = random.Random(seed)  # noqa: S311 (must be reproducible)
     return [nodes[chance.randrange(len(nodes))] for _ in range(lines)]
 
@@ -180,7 +186,8 @@ async def _load(
 
 
 def report(edge_list: edges.EdgeList, posted: PostOutcome, blank: Sequence[int]) -> None:
-    """Prints how many users, follows and tweets were loaded, and which lines were left out and why."""
+    """Prints how many users, follows and tweets were loaded, and which lines were left out and why. `blank` are the
+    numbers of the blank lines."""
     typer.echo(f"people: {len(edge_list.nodes):,}; follows: {len(edge_list.follows):,}")
     if edge_list.self_loops or edge_list.repeats:
         typer.echo(f"edges left out: {edge_list.self_loops:,} from a node to itself, {edge_list.repeats:,} repeated")

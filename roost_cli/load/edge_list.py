@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 from roost_cli.exit_codes import CommandError
 
-# Node numbers have at most 64 bits, so that each can be encoded in a username.
+# The largest node number. Up to 64 bits, a number fits into the 15 characters of a username.
 MAX_NODE = 2**64 - 1
-# The most follows of one file. They use about 4 GB of memory; load larger graphs in parts.
+# Maximum number of follows in one file, which use about 4 GB of memory. Larger graphs must be loaded in parts.
 MAX_FOLLOWS = 20_000_000
-# `user_` and ten digits are the 15 characters that a username may have.
+# Nodes below this number get the username `user_` and up to ten digits, which is at most 15 characters.
 _PLAIN_NODES = 10**10
 
 _COMMENT = ("#", "%")
@@ -23,8 +23,8 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(slots=True)
 class EdgeList:
-    """The content of a file: `nodes` ascending, `follows` as (follower, followee) in file order, and the numbers of
-    left-out repeats and edges from a node to itself."""
+    """The content of an edge list: `nodes` ascending, `follows` as (follower, followee) in the order of the file, and
+    how many edges were left out because they connect a node to itself (`self_loops`) or are repeated (`repeats`)."""
 
     nodes: list[int] = field(default_factory=list)
     follows: list[tuple[int, int]] = field(default_factory=list)
@@ -33,11 +33,12 @@ class EdgeList:
 
 
 def parse(lines: Iterable[str], *, directed: bool = False, name: str = "edge list") -> EdgeList:
-    """Parses lines of the form `FROM TO`; further columns (weights, times) are ignored, `#` and `%` begin comments.
+    """Parses lines of the form `FROM TO`. Ignores further columns (weights, times), and lines that begin with `#` or
+    `%`.
 
-    An undirected edge becomes a follow in each direction. Repeats and edges from a node to itself are left out and
-    counted; their nodes are kept. Raises CommandError, naming the line, if one is malformed or there are more than
-    MAX_FOLLOWS follows.
+    If `directed` is true, FROM follows TO; otherwise both follow each other. Repeated edges and edges from a node to
+    itself are counted and left out, but their nodes are not. `name` is the name of the file. Raises CommandError, which
+    names the line, if a line is malformed or if there are more than MAX_FOLLOWS follows.
     """
     found = EdgeList()
     nodes: set[int] = set()
@@ -68,7 +69,7 @@ def parse(lines: Iterable[str], *, directed: bool = False, name: str = "edge lis
 
 
 def username(node: int) -> str:
-    """Returns the username of a node: deterministic, unique per node, at most 15 characters."""
+    """Returns the username of a node. Different nodes have different usernames, of at most 15 characters."""
     if node < _PLAIN_NODES:
         return f"user_{node:04d}"
     digits = ""

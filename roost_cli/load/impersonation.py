@@ -1,4 +1,5 @@
-"""Lets one program make calls as many users: by access tokens, or by the task's context within the serving process."""
+"""Lets a program make calls as many users: with access tokens, or in the process that serves the calls by
+`current_call`."""
 
 from __future__ import annotations
 
@@ -13,17 +14,20 @@ class Actors(Protocol):
     """Lets a program make each call as one of many users."""
 
     async def admit(self, user_ids: Iterable[int]) -> None:
-        """Prepares to make calls as these users. Skips users who are unknown or not active."""
+        """Makes `act_as` available for the users, for example by minting their access tokens. Skips users who are
+        unknown, suspended or deactivated."""
 
     def __contains__(self, user_id: int) -> bool:
-        """Returns whether the user was admitted."""
+        """Returns whether `act_as` is available for the user."""
 
     async def act_as(self, user_id: int) -> Metadata:
-        """Returns the metadata that makes the next call of the current task a call of this user."""
+        """Returns metadata for a call as this user. The current asyncio task must send the call before it calls
+        `act_as` again."""
 
 
 class LocalActors:
-    """Actors for in-process channels, which take the actor from the task's context, so that no tokens are needed."""
+    """Actors for in-process channels, which need no tokens: they take the actor from `current_call` of the asyncio
+    task."""
 
     def __init__(self) -> None:
         self._admitted: set[int] = set()

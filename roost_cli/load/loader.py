@@ -1,7 +1,7 @@
 """Loads users, follows and tweets into a mesh through its RPCs. `roost load` and the demo use it.
 
-A repeat adds nothing: users are matched by username, existing follows are skipped, and a tweet's idempotency key
-returns the tweet that was posted with it.
+Loading the same data again adds nothing: users are recognised by their usernames, a follow is idempotent, and a tweet
+with a known idempotency key is not posted again.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from services.platform.rpc import errors
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-# Users per ImportUsers call: a quarter of its maximum, because a call with the maximum exceeded its deadline on a
-# machine that also ran Cassandra.
+# Number of users per ImportUsers call: a quarter of the maximum, because a call with the maximum exceeded its deadline
+# on a machine that also ran Cassandra.
 IMPORT_BATCH = 250
-# Default number of calls in flight, enough to keep one server process busy.
+# Default for the maximum number of concurrent calls. It is enough to keep one server process busy.
 CONCURRENCY = 64
-# Reading a cold home timeline builds it, and a process builds 64 at a time; with fewer in flight every build meets its
-# deadline.
+# Maximum number of home timelines that are read concurrently. Reading a cold home timeline builds it, which takes
+# longer if more are built at the same time; with this number, every build meets its deadline.
 WARM_CONCURRENCY = 16
-# The most reads of a page whose home timeline is still being built, and the pause between two reads in seconds.
+# Maximum number of reads of a home timeline that is still being built, and the number of seconds between two reads.
 PARTIAL_TRIES = 100
 PARTIAL_PAUSE_S = 0.1
 
@@ -48,7 +48,7 @@ CREATE_TWEET = "/roost.tweet.v1.TweetService/CreateTweet"
 
 @dataclass(frozen=True, slots=True)
 class NewUser:
-    """A user to import. The account has no password, so nobody can log in to it."""
+    """A user to import. The account has no password, so a log-in to it is not possible."""
 
     username: str
     display_name: str
@@ -57,7 +57,8 @@ class NewUser:
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """A tweet to post. `source` names its source in reports (`line 7`); `key` is the idempotency key."""
+    """A tweet to post. `key` is the idempotency key. `source` names the origin of the tweet in reports, such as `line
+    7`."""
 
     author_id: int
     text: str
@@ -67,8 +68,8 @@ class Post:
 
 @dataclass(slots=True)
 class PostOutcome:
-    """The outcome of posts: number posted now (`created`), number that existed before (`existing`), and the sources
-    (such as `line 7`) of refused ones by reason."""
+    """The outcome of posting tweets: how many were created, how many existed already, and the sources (such as `line
+    7`) of those that the mesh refused, by reason."""
 
     created: int = 0
     existing: int = 0
@@ -77,14 +78,16 @@ class PostOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """A channel and the operator credentials for calls over it."""
+    """A channel for calls as the operator, and the call metadata with the operator token (empty for an in-process
+    channel)."""
 
     channel: grpc.aio.Channel
     metadata: Metadata
 
 
 class Loader:
-    """Makes calls with bounded concurrency over one or more channels to the same mesh."""
+    """Creates users, follows and tweets with at most `concurrency` concurrent calls. `channels` lead to the same mesh;
+    `actors` lets the loader make calls as the users."""
 
     def __init__(
         self,
@@ -101,8 +104,11 @@ class Loader:
         self._concurrency = concurrency
 
     async def import_users(self, people: Sequence[NewUser]) -> dict[str, int]:
-        """Creates the accounts that do not exist, and prepares to call RPCs as each of the users. Returns user ids by
-        username. Raises CommandError if a call fails, or if one of the users is suspended or deactivated."""
+        """Creates the users that do not exist yet, and admits all of them to `actors`, so that calls can be made as
+        them. Returns the user ids by username.
+
+        Raises CommandError if a call fails, or if one of the users is suspended or deactivated.
+        """
         ids = await self._known(people)
         missing = [person for person in people if person.username not in ids]
         stub = user_service_pb2_grpc.UserServiceStub(self._operator.channel)
@@ -125,9 +131,11 @@ class Loader:
         return ids
 
     async def follow(self, follows: Sequence[tuple[int, int]]) -> int:
-        """Creates a follow for each pair (follower id, followee id) in `follows`. Returns how many follows the mesh
-        refused because one of the two users blocks the other. Raises CommandError if a call fails for another
-        reason."""
+        """Creates a follow for each (follower id, followee id) in `follows`. Returns how many the mesh refused because
+        one of the two users blocks the other.
+
+        Raises CommandError if a call fails for another reason.
+        """
         stubs = [graph_service_pb2_grpc.GraphServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(FOLLOW)
         barred = 0
@@ -150,14 +158,17 @@ class Loader:
         return barred
 
     async def settle(self, seconds: float) -> None:
-        """Waits `seconds` seconds, until the follows are older than the clock margin: a home timeline built earlier
-        would pull the followees of younger follows at every read."""
+        """Waits `seconds` seconds. If it is the margin, no followee is a late followee of the home timelines that are
+        built afterwards, which would be pulled at every read."""
         self._progress.say(f"waiting {seconds:g} s: homes are built once the follows are older than the clock margin")
         await asyncio.sleep(seconds)
 
     async def warm(self, user_ids: Sequence[int]) -> int:
-        """Reads the first page of each user's home timeline, repeatedly until the mesh has built the home timeline,
-        which makes it warm. Returns how many home timelines became warm. Raises CommandError if a call fails."""
+        """Makes the home timelines of the users warm: reads the first page of each, up to PARTIAL_TRIES times, until
+        the mesh has built the home timeline.
+
+        Returns how many are built. Raises CommandError if a call fails.
+        """
         stubs = [timeline_service_pb2_grpc.TimelineServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(LIST_HOME)
         whole = 0
@@ -180,10 +191,10 @@ class Loader:
         return whole
 
     async def post(self, posts: Sequence[Post], began_at: float) -> PostOutcome:
-        """Posts the tweets and returns how many were created, existed before, and were refused as invalid, by reason.
+        """Posts the tweets and returns how many were created, existed already, or were refused with INVALID_ARGUMENT.
 
-        A tweet whose creation time is before `began_at` (Unix seconds) counts as existing. Raises CommandError if a
-        call fails for another reason than INVALID_ARGUMENT.
+        A tweet that was created before `began_at` (Unix seconds) counts as existing. Raises CommandError if a call
+        fails with another status.
         """
         stubs = [tweet_service_pb2_grpc.TweetServiceStub(channel) for channel in self._channels]
         timeout = deadline_s(CREATE_TWEET)
@@ -231,7 +242,7 @@ async def _call_or_raise(
 def _imported(person: NewUser) -> user_service_pb2.ImportedUser:
     return user_service_pb2.ImportedUser(
         username=person.username,
-        # `.invalid` is a reserved domain, so no mail can be sent to it.
+        # The top-level domain `.invalid` is reserved, so no mail can be delivered to the address.
         email=f"{person.username.lower()}@people.invalid",
         profile=user_pb2.Profile(display_name=person.display_name, bio=person.bio),
     )

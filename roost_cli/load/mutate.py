@@ -1,7 +1,7 @@
 """`roost load --mutate N`: performs random operations as existing users, through RPCs.
 
-The command plans all operations before it performs the first, so the same seed plans the same operations on the same
-data. Operations run concurrently, so a few refusals may differ between runs.
+The command plans all operations before it performs the first one, so the same seed and data give the same plan.
+Operations run concurrently, so it may differ between runs which of them the mesh refuses.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from roost_cli.verify.timeline_model import ServiceData
 from services.platform.rpc import contract, errors
 
 CHANNELS = 4
-# Refusals that concurrent operations can cause: target deleted, not the author, blocked, edited too often or too late.
+# Status codes with which the mesh may refuse an operation because of other operations of the plan: the tweet is
+# deleted, one user blocks the other, or the tweet was edited too often. All other codes are faults.
 EXPECTED = frozenset(
     {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.FAILED_PRECONDITION}
 )
-# The word under which operations are counted that could not be sent: the tweet they act on was to be created by an
-# earlier operation of the plan, and the mesh refused that operation.
+# The code under which operations are counted that were not sent, because the mesh refused the earlier operation that
+# should have created their tweet.
 NO_TARGET = "without its tweet"
 
 _TWEETS = "/roost.tweet.v1.TweetService/"
 _REPLIES = "/roost.tweet.v1.ReplyService/"
 _GRAPH = "/roost.graph.v1.GraphService/"
 _ENGAGEMENT = "/roost.engagement.v1.EngagementService/"
-# The RPC of each kind, and the request field that takes its target.
+# The RPC of each kind of operation, and the request field with the id of the tweet or user that the operation acts on.
 METHODS: Mapping[Kind, tuple[str, str]] = {
     Kind.POST: (_TWEETS + "CreateTweet", ""),
     Kind.REPLY: (_REPLIES + "CreateReply", "tweet_id"),
@@ -58,23 +59,24 @@ METHODS: Mapping[Kind, tuple[str, str]] = {
     Kind.MUTE: (_GRAPH + "Mute", "user_id"),
     Kind.UNMUTE: (_GRAPH + "Unmute", "user_id"),
 }
-# Kinds of operations whose requests carry an idempotency key, so that they can be repeated; all other kinds are
+# Kinds of operations that need an idempotency key, so that a retry does not perform them twice. All other kinds are
 # idempotent.
 KEYED = frozenset({Kind.POST, Kind.REPLY, Kind.QUOTE})
 
 
 @dataclass(slots=True)
 class OutcomeCounts:
-    """The outcome of the operations: number done by kind, and number refused by kind and code."""
+    """The outcomes of operations: the number done by kind, the number refused by kind and status code, and the number
+    of faults (refused with a status code outside EXPECTED)."""
 
     done: Counter[Kind] = field(default_factory=Counter)
     refused: defaultdict[Kind, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     faults: int = 0
-    # The message of one refusal per kind and code, for unexpected ones.
+    # The message of the first fault, by kind and status code.
     examples: dict[tuple[Kind, str], str] = field(default_factory=dict)
 
     def refuse(self, kind: Kind, error: grpc.aio.AioRpcError) -> None:
-        """Counts a refusal. A code outside EXPECTED counts as a fault."""
+        """Counts an operation that the mesh refused with `error`."""
         found = errors.from_rpc(error)
         self.refused[kind][found.code.name] += 1
         if found.code not in EXPECTED:
@@ -82,7 +84,7 @@ class OutcomeCounts:
             self.examples.setdefault((kind, found.code.name), found.message)
 
     def lines(self) -> Iterable[str]:
-        """Returns the outcome as one line per kind."""
+        """Yields one line of text per kind, and then one line per fault message."""
         for kind in Kind:
             refusals = self.refused[kind]
             if self.done[kind] or refusals:
@@ -94,8 +96,8 @@ class OutcomeCounts:
 
 
 class Mutator:
-    """Performs operations in the order of the plan, at most `concurrency` at a time. `run` is a random text that is
-    part of each idempotency key, so that the keys of two runs differ."""
+    """Performs the operations of a plan in order, with at most `concurrency` in progress. `run` is a random text in
+    each idempotency key, so that two runs have different keys."""
 
     def __init__(
         self,
@@ -112,18 +114,18 @@ class Mutator:
         self._run = run
 
     async def perform_all(self, operations: Sequence[Operation]) -> OutcomeCounts:
-        """Performs all operations and returns their outcomes. Raises CommandError if the mesh stays unavailable longer
-        than the retries last."""
+        """Performs all operations and returns their outcomes. Raises CommandError if the mesh is unavailable for longer
+        than RETRY_FOR_S seconds."""
         tally = OutcomeCounts()
         loop = asyncio.get_running_loop()
-        # By operation number: the id of the tweet that the operation creates, which later operations may act on; 0 if
-        # the mesh refused the operation.
+        # For each operation that creates a tweet, by its number: the id of the tweet, 0 if the mesh refused the
+        # operation. Later operations may act on the tweet.
         made: dict[int, asyncio.Future[int]] = {
             operation.number: loop.create_future() for operation in operations if operation.kind in Kind.making()
         }
 
         async def one(operation: Operation) -> None:
-            # An operation waits only for the tweet of an earlier operation, so operations cannot wait for each other.
+            # Operations begin in order, and each waits at most for an earlier one, so they cannot deadlock.
             about = await made[operation.made_by] if operation.made_by is not None else operation.about
             tweet_id = 0
             if operation.made_by is not None and not about:
@@ -139,10 +141,10 @@ class Mutator:
 
     async def _perform(self, operation: Operation, about: int, tally: OutcomeCounts) -> int:
         """Performs one operation by its RPC and counts the outcome in `tally`. Returns the id of the tweet that the
-        operation created; 0 if it created none or was refused.
+        operation created, 0 if it created none or was refused.
 
-        `about` is the id of the tweet or user that the operation acts on, such as the tweet to like or the user to
-        follow; a POST ignores it. Raises CommandError if the mesh stays unavailable longer than the retries last.
+        `about` is the id of the tweet or user that the operation acts on, such as the tweet to like; it is ignored for
+        a POST. Raises CommandError if the mesh is unavailable for longer than RETRY_FOR_S seconds.
         """
         path, named = METHODS[operation.kind]
         method = contract.methods()[path]
@@ -171,8 +173,10 @@ def _call(channel: grpc.aio.Channel, path: str) -> grpc.aio.UnaryUnaryMultiCalla
 
 async def mutate(mesh: connection.MeshTarget, count: int, seed: int, concurrency: int) -> bool:
     """Plans and performs `count` operations and prints their outcomes. Returns False if the mesh refused an operation
-    with a status code outside EXPECTED. Raises CommandError if the users and tweets of the mesh cannot be read, or if
-    there are fewer than two users."""
+    with a status code outside EXPECTED.
+
+    Raises CommandError if the users and tweets of the mesh cannot be read, or if there are fewer than two active users.
+    """
     shown = progress.for_stream()
     operator = mesh.operator()
     async with connection.connect(mesh, min(CHANNELS, concurrency)) as channels:
@@ -198,6 +202,7 @@ async def mutate(mesh: connection.MeshTarget, count: int, seed: int, concurrency
 
 
 def plan(truth: ServiceData, count: int, seed: int) -> list[Operation]:
-    """Returns `count` random operations on these users and tweets; the same seed and data give the same operations."""
+    """Returns `count` random operations on the users and tweets in `truth`. The same seed and data give the same
+    operations."""
     planner = OperationPlanner(truth, seed)
     return [planner.next(number) for number in range(count)]

@@ -12,13 +12,15 @@ from roost_cli.verify.timeline_model import ServiceData
 
 T = TypeVar("T")
 
-# Users mostly act on recent tweets: the share of actions that do, and how many tweets count as recent.
+# Number of newest tweets that count as recent, and the probability that an operation acts on one of them, because users
+# mostly act on recent tweets.
 RECENT_TWEETS = 1_000
 RECENT_SHARE = 0.8
-# Share of actions on tweets of followees: only replies and retweets of those appear in home timelines.
+# Probability that an operation acts on a tweet of a followee. It is high, because replies to other users do not appear
+# in home timelines.
 FOLLOWED_SHARE = 0.7
-# Attempts to draw a tweet that the plan has not deleted. The number is small, because a few refused operations are
-# intended.
+# Maximum number of attempts to draw a tweet that the plan has not deleted. It is small, because a few operations should
+# act on deleted tweets and be refused.
 DRAWS = 3
 
 
@@ -68,7 +70,7 @@ _WEIGHTS: Mapping[Kind, int] = {
 
 
 class Operation(NamedTuple):
-    """One operation of the user `actor_id`. It acts on the tweet or user whose id is `about`; or, if `made_by` is not
+    """An operation of the user `actor_id`. It acts on the tweet or user with the id `about`, or if `made_by` is not
     None, on the tweet that the earlier operation with the number `made_by` creates."""
 
     number: int
@@ -81,14 +83,17 @@ class Operation(NamedTuple):
 
 class _Tweet(NamedTuple):
     author_id: int
-    # Id of an existing tweet; 0 if an operation of the plan creates it.
+    # The tweet's id, 0 if the operation with the number `made_by` creates the tweet.
     tweet_id: int = 0
     made_by: int | None = None
 
 
 class OperationPlanner:
-    """Draws the operations of one plan. It tracks the effects that the drawn operations will have (new tweets, follows
-    and so on), so that later operations fit; it does not change the scanned data `truth`."""
+    """Draws the random operations of a plan. `truth` is the data of the mesh, which is not changed.
+
+    The planner records the effects that its operations will have, such as new tweets and follows, so that later
+    operations can act on them.
+    """
 
     def __init__(self, truth: ServiceData, seed: int) -> None:
         self._chance = random.Random(seed)  # noqa: S311 (must be reproducible)
@@ -109,8 +114,8 @@ class OperationPlanner:
                     self._retweets.append((head.author_id, original))
 
     def next(self, number: int) -> Operation:
-        """Draws and returns the operation with this number. Call this method with ascending numbers, because each
-        operation depends on the earlier ones."""
+        """Draws and returns the operation with this number. Call it with ascending numbers, because an operation
+        depends on the earlier ones."""
         kind = self._chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         if not self._tweets and kind in _ON_TWEETS:
             kind = Kind.POST
@@ -128,7 +133,7 @@ class OperationPlanner:
         return made
 
     def _actor_and_tweet(self, kind: Kind) -> tuple[int, _Tweet]:
-        """Draws the user who acts and the tweet on which this user acts."""
+        """Draws the user who performs the operation, and the tweet that it acts on."""
         match kind:
             case Kind.EDIT | Kind.DELETE:
                 tweet = self._any()
@@ -148,7 +153,7 @@ class OperationPlanner:
         return actor, tweet
 
     def _actor_and_user(self, kind: Kind) -> tuple[int, int]:
-        """Draws the user who acts and the other user on whom this user acts."""
+        """Draws the user who performs the operation, and the other user that it acts on."""
         match kind:
             case Kind.UNBLOCK if self._blocks:
                 return self._pop_random(self._blocks)
@@ -169,7 +174,8 @@ class OperationPlanner:
         return actor, other
 
     def _visible_tweet(self, actor: int) -> _Tweet:
-        """Draws a tweet that the actor can probably see; it may be the actor's own."""
+        """Draws a tweet that the actor can probably see, which may be the actor's own: one of a followee, or any
+        tweet."""
         followees = self._following[actor]
         if followees and self._chance.random() < FOLLOWED_SHARE:
             tweets = self._by_author.get(self._chance.choice(followees))

@@ -1,1 +1,1 @@
-"""`roost up --processes`: starts each service in a process of its own and keeps it running."""
+"""`roost up --processes`: starts each service in processes of its own, and restarts processes that end."""

@@ -1,5 +1,5 @@
-"""The Unix socket by which `roost restart` asks the supervisor for a restart. Its mode 0600 limits it to the user
-who started the mesh."""
+"""The Unix socket on which the supervisor accepts the requests of `roost restart`. Only the user who started the mesh
+can connect to it (mode 0600)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from roost_cli import runfile
 from roost_cli.exit_codes import CommandError
 from roost_cli.supervisor.supervisor import Supervisor
 
-# A request holds one service name.
+# Maximum size in bytes of a request, which contains the name of a service.
 MAX_LINE_BYTES = 1_024
+# Maximum number of seconds until a request has arrived after its client connected.
 REQUEST_TIMEOUT_S = 5.0
 
 
 def path_of(grpc: str) -> Path:
-    """Returns the socket path of the mesh at this gRPC address."""
+    """Returns the path of the socket for the mesh with this gRPC address."""
     return runfile.path_of(grpc).with_suffix(".sock")
 
 
 @asynccontextmanager
 async def serving_restarts(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
-    """Serves restart requests until the block ends: one JSON line `{"restart": name}` in, one line with `seconds` or
-    `error` out."""
+    """Serves restart requests at `path` until the block ends.
+
+    A request is one line of JSON, `{"restart": name}`. The response is one line of JSON: `{"seconds": number}` after
+    the restart, or `{"error": message}`.
+    """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answer: dict[str, object]
@@ -61,8 +65,11 @@ def _prepare_path(path: Path) -> None:
 
 
 async def ask_restart(path: Path, name: str) -> float:
-    """Requests a restart of a service, waits until it is done, and returns the seconds that it took. Raises
-    CommandError if it failed or no supervisor listens."""
+    """Sends a request to restart the service `name` to the socket at `path`, waits until the restart is done, and
+    returns the number of seconds that it took.
+
+    Raises CommandError if the restart fails, or if no supervisor listens at `path`.
+    """
     try:
         reader, writer = await asyncio.open_unix_connection(path, limit=1 << 16)
     except OSError:

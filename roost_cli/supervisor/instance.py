@@ -1,4 +1,4 @@
-"""One supervised process: starts it, watches it, and restarts it when it dies."""
+"""Runs one process of a mesh: starts it, and restarts it if it ends."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.supervisor.topology import ProcessSpec
 from services.platform.config import process_environment
 
-# Seconds until a process must be ready. The first start creates the tables while all other processes start; on a busy
-# machine that takes a minute.
+# Maximum number of seconds until a started process is ready. At the first start of a mesh, processes create their
+# tables while all others start too, which takes a minute on a busy machine.
 START_WITHIN_S = 180.0
-# Seconds between SIGTERM and SIGKILL: more than the sum of the process's own limits for drain, calls in progress,
-# workers and stores.
+# Seconds between SIGTERM and SIGKILL. A process itself bounds the time for its drain, calls in progress, workers and
+# stores; the sum of these bounds is less.
 STOP_WITHIN_S = 45.0
-# Delays before a restart, doubling from the first to the last: most deaths are isolated, but a process that dies at
-# every start must not spin.
+# Seconds before a restart. The delay doubles from the minimum to the maximum with each end of the process. A single
+# failure so costs little time, and a process that fails at every start does not use the CPU all the time.
 RESTART_MIN_DELAY_S, RESTART_MAX_DELAY_S = 0.1, 5.0
-# A process that ran this long before it exited starts again with the shortest delay.
+# If a process ran for at least this many seconds before it ended, the delay is the minimum again.
 HEALTHY_UPTIME_S = 30.0
+# Maximum number of characters of a log in an error message; of a longer log, the end is printed.
 SHOWN_LOG_CHARS = 2_000
 
+# A function that prints a line for the person who started the mesh.
 Say = Callable[[str], None]
 
 
 class Instance:
-    """Runs one process until `stop` and restarts it when it ends. Its stderr is appended to a log file in `logs`;
-    `say` receives one line for each start and death."""
+    """Runs one process until `stop` is called, and restarts it whenever it ends. Appends its stderr to a log file in
+    the directory `logs`. Calls `say` with one line for each start and each end of the process."""
 
     def __init__(self, spec: ProcessSpec, logs: Path, say: Say) -> None:
         self.spec = spec
@@ -44,8 +46,8 @@ class Instance:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the process and returns when it is ready. Raises CommandError, with the end of its log, if that
-        takes longer than START_WITHIN_S."""
+        """Starts the process and returns when it is ready. Raises CommandError with the end of the log if that takes
+        longer than START_WITHIN_S seconds."""
         self._task = asyncio.create_task(self._keep_running(), name=f"instance-{self.spec.label}")
         try:
             async with asyncio.timeout(START_WITHIN_S):
@@ -55,7 +57,8 @@ class Instance:
             raise CommandError(f"{self.spec.label} did not become ready:\n{self.log_end()}", FAULTS) from None
 
     async def stop(self) -> None:
-        """Sends SIGTERM, and SIGKILL after STOP_WITHIN_S; returns when the process has ended."""
+        """Stops the process and returns when it has ended. Sends SIGTERM, and SIGKILL if the process has not ended
+        after STOP_WITHIN_S seconds."""
         self._stopping.set()
         if self._task is not None:
             await self._task
@@ -88,12 +91,13 @@ class Instance:
                 "-m",
                 "roost_cli",
                 *self.spec.arguments,
-                # The process stops when this pipe closes, so it cannot outlive the supervisor.
+                # The process stops when this pipe is closed. The pipe is closed when the supervisor ends, also if it
+                # was killed.
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=process_environment(**self.spec.environment),
-                # Ctrl-C must reach only the supervisor, which stops the processes in order.
+                # A session of its own, so that Ctrl-C signals only the supervisor, which stops the processes in order.
                 start_new_session=True,
             )
         self.pid = process.pid
@@ -122,8 +126,7 @@ class Instance:
         async for line in process.stdout:
             if line.startswith(runfile.READY.encode()):
                 self.ready.set()
-                # Of the addresses in the ready line only the metrics address is printed: it uses any free port and is
-                # listed nowhere else.
+                # The address of the ops port is printed, because the port is a random one that no setting contains.
                 metrics = line.decode(errors="replace").rpartition(" metrics ")[2].strip()
                 self._say(f"{self.spec.label} is ready, pid {process.pid}, metrics {metrics}")
 

@@ -1,4 +1,4 @@
-"""Runs `roost up --processes`: starts the supervisor, waits for a signal, and stops all processes."""
+"""Runs `roost up --processes`: starts all processes of the mesh, waits for a signal, and stops them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from services.platform.rpc import errors
 
 
 def supervise(settings: Settings, replicas: str) -> None:
-    """Runs a mesh of many processes until SIGTERM or SIGINT. `replicas` is `NAME=N,…`. Raises CommandError if a
-    process cannot start."""
+    """Runs a mesh of many processes until SIGTERM or SIGINT. `replicas` is the number of processes of services, as the
+    text `NAME=N,…`. Raises CommandError if a process cannot start."""
     try:
         open_data_dir(settings.data_dir)
     except errors.RoostError as error:

@@ -1,5 +1,5 @@
-"""The supervisor: starts the processes of a mesh in order, restarts those that die, performs rolling restarts, and
-stops them in reverse order."""
+"""The supervisor of `roost up --processes`: starts the processes of a mesh in order, restarts those that end, performs
+rolling restarts, and stops the processes in reverse order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor.instance import Instance, Say
 from roost_cli.supervisor.topology import ProcessSpec
 
-# Processes that start at the same time. The start of Python is bound by CPU, so more of them would only slow each other
-# down.
+# Maximum number of processes that start at the same time. The start of a process is bound by the CPU, so more would not
+# be faster.
 STARTED_AT_ONCE = 2 * (os.cpu_count() or 1)
 
 
 class Supervisor:
-    """Runs the processes of one mesh. Their logs go to `logs`."""
+    """Runs the processes of one mesh. `specs` are the processes in start order. Their logs are written to the directory
+    `logs`; `say` prints one line for each start and end of a process."""
 
     def __init__(self, specs: Sequence[ProcessSpec], logs: Path, say: Say) -> None:
         self._logs = logs
@@ -29,16 +30,16 @@ class Supervisor:
         self._parts = specs
         self._instances: list[Instance] = []
         self._numbers = {spec.name: spec.number for spec in specs}
-        # Two restarts at once could stop both replicas of a service.
+        # Two concurrent restarts of a service could stop all its processes at the same time.
         self._restarting = asyncio.Lock()
 
     @property
     def names(self) -> list[str]:
-        """Returns the names of the running services, `registry` and `gateway` included, in start order."""
+        """Returns the names of the services and of the gateway, in start order."""
         return list(dict.fromkeys(spec.name for spec in self._parts))
 
     def pids(self) -> dict[str, list[int]]:
-        """Returns the ids of the running processes by name."""
+        """Returns the process ids of the running processes, by the name of the service or `gateway`."""
         found: dict[str, list[int]] = defaultdict(list)
         for instance in self._instances:
             if instance.pid:
@@ -46,8 +47,8 @@ class Supervisor:
         return dict(found)
 
     async def start(self) -> None:
-        """Starts the first process (registry), then the services concurrently, then the last (gateway). Raises
-        CommandError if one does not become ready."""
+        """Starts the registry, then the services concurrently, then the gateway. Raises CommandError if a process does
+        not become ready."""
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         instances = [Instance(spec, self._logs, self._say) for spec in self._parts]
         for group in (instances[:1], instances[1:-1], instances[-1:]):
@@ -61,11 +62,12 @@ class Supervisor:
             await asyncio.gather(*map(begin, group))
 
     async def restart(self, name: str) -> float:
-        """Replaces every process of that name, one after the other, and returns the seconds that it took.
+        """Replaces each process of the service `name` by a new one, one after the other, and returns the number of
+        seconds that it took.
 
-        The new process is ready before the old one drains, unless both need the same address. Raises CommandError if no
-        process has that name or a new process does not become ready; the old processes that were not replaced yet keep
-        running.
+        The old process is stopped when the new one is ready. Only if both need the same address, the old process is
+        stopped first. Raises CommandError if no process has this name, or if a new process does not become ready; the
+        old processes that are not replaced yet go on running.
         """
         if name not in self.names:
             raise CommandError(f"no process named {name} runs; name one of {', '.join(self.names)}", UNUSABLE)
@@ -79,7 +81,7 @@ class Supervisor:
                 try:
                     await new.start()
                 except CommandError:
-                    # The old process keeps running, because only the new one is broken.
+                    # Only the new process is broken, so the old one goes on running.
                     self._instances.remove(new)
                     raise
                 await old.stop()
@@ -89,7 +91,7 @@ class Supervisor:
     def _successor(self, spec: ProcessSpec) -> ProcessSpec:
         if spec.has_fixed_address:
             return spec
-        # Old and new process overlap, and a data directory belongs to one process.
+        # The new process needs a data directory of its own, because the old one still runs.
         number = self._numbers[spec.name] = self._numbers[spec.name] + 1
         arguments = list(spec.arguments)
         place = arguments.index("--data") + 1

@@ -1,4 +1,4 @@
-"""Decides which processes make up a mesh on one machine, with their arguments and environment."""
+"""Defines the processes of a mesh on one machine, with their arguments and environment."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from roost_cli.options import GATEWAY, address_of
 from services.catalog import SERVICES
 from services.platform.config import Settings
 
-# The registry starts first and has one instance, because every process is given its address.
+# The service that starts first and has only one process, because all other processes need its address.
 REGISTRY = "registry"
-# A process uses about 100 MB; more replicas on one machine are probably a typing error.
+# Maximum number of processes of one service. A process uses about 100 MB of memory, so a larger number is probably a
+# typing error.
 MAX_REPLICAS = 16
-# Seconds for which a stopping process still serves calls, so that the other processes notice in the registry that it is
-# stopping.
+# Seconds for which a process still serves calls after it began to drain. Within this time, the registry notifies the
+# other processes, which then call another process.
 DRAIN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process to run: `name` is the service or `gateway`, `number` is its replica number from 1."""
+    """A process of the mesh. `name` is the name of its service, or `gateway`; `number` is the 1-based number of the
+    process in its service. `environment` has the values of settings by name."""
 
     name: str
     number: int
@@ -36,13 +38,14 @@ class ProcessSpec:
 
     @property
     def has_fixed_address(self) -> bool:
-        """Returns whether the process has a fixed address. The old process must then stop before the new one starts."""
+        """Returns whether the process must always have the same address. At a restart, the old process must then stop
+        before the new one starts."""
         return self.name in (REGISTRY, GATEWAY)
 
 
 def replicas_of(text: str) -> dict[str, int]:
-    """Parses `timeline=3,fanout=2`. Raises CommandError if it is malformed or names a service that cannot have
-    replicas."""
+    """Returns the number of processes by service from a text such as `timeline=3,fanout=2`. Raises CommandError if the
+    text is malformed, or names the registry or an unknown service."""
     counts: dict[str, int] = {}
     for pair in filter(None, text.split(",")):
         name, _, number = pair.partition("=")
@@ -58,7 +61,8 @@ def replicas_of(text: str) -> dict[str, int]:
 
 
 def process_specs(settings: Settings, replicas: Mapping[str, int]) -> Sequence[ProcessSpec]:
-    """Returns the processes in start order: registry, services, gateway."""
+    """Returns the processes of the mesh in start order: registry, services, gateway. `replicas` is the number of
+    processes by service; a service that it does not name gets one."""
     registry = f"127.0.0.1:{_free_port()}"
     shared = {
         "mesh_secret": settings.mesh_secret or secrets.token_urlsafe(32),
@@ -72,14 +76,14 @@ def process_specs(settings: Settings, replicas: Mapping[str, int]) -> Sequence[P
         data = settings.data_dir / "processes" / f"{name}-{number}"
         return ProcessSpec(name, number, ("serve", name, *addresses, "--data", str(data)), {**shared, **changed})
 
-    # An explicit option for each process: a ROOST_OPS_ADDRESS in the environment is meant for the gateway, and only one
-    # process can bind that port.
+    # All processes but the gateway get a free ops port. Without this option they would use ROOST_OPS_ADDRESS of the
+    # environment, on which only one process can listen.
     ops = ("--ops", "127.0.0.1:0")
     anywhere = ("--grpc", "127.0.0.1:0", *ops)
     door = ("--grpc", settings.grpc_address, "--http", settings.http_address, "--ops", settings.ops_address)
     for name in ("grpc", "http", "ops"):
         address_of(getattr(settings, f"{name}_address"), f"--{name}")
-    # The registry uses the embedded backend, so it need not wait for Cassandra and the other servers.
+    # The registry uses the embedded backend, so that its start does not depend on Cassandra and the other servers.
     found = [spec(REGISTRY, 1, ("--grpc", registry, *ops), backend="embedded")]
     found += [
         spec(name, number, anywhere, drain_s=str(DRAIN_S))

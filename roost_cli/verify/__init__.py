@@ -1,1 +1,1 @@
-"""`roost verify`: compares every home timeline with one computed independently."""
+"""`roost verify`: compares every home timeline with one that is computed from the data of the other services."""

@@ -1,7 +1,8 @@
-"""`roost verify`: audits home timelines.
+"""`roost verify`: checks home timelines.
 
-It reads users, edges and tweets from the services that own them, computes every home timeline from them, and compares:
-as stored, optionally after a replay of the whole event log, and after a rebuild.
+The command reads users, edges and tweets from the services that own them, computes every home timeline from these data,
+and compares it with the home timeline that the mesh returns: as it is stored, after a replay of the whole event log
+(optional), and after a new build.
 """
 
 from __future__ import annotations
@@ -28,20 +29,23 @@ from roost_cli.tokens import TokenCache
 from roost_cli.verify.timeline_model import Differences, ServiceData, compare, expected_home
 
 CHANNELS = 2
-# Home timelines that are read concurrently. The first read builds a cold one; with this number every build meets its
-# deadline.
+# Maximum number of home timelines that are read concurrently. Reading a cold home timeline builds it; with this number,
+# every build meets its deadline.
 CONCURRENCY = 16
 PAGE_SIZE = 100
-# The 800 entries of a home timeline are eight pages; more pages are a fault.
+# Maximum number of pages that are read of a home timeline. The 800 entries of a home timeline fill eight pages, so more
+# pages are a fault.
 MAX_PAGES = 12
-# The most reads of a page whose home timeline is still being built, and the pause between two reads in seconds.
+# Maximum number of repeated reads of a home timeline that is still being built, and the number of seconds between two
+# reads.
 PARTIAL_TRIES = 100
 PARTIAL_PAUSE_S = 0.1
-# Seconds to wait until fan-out has no backlog. It delivers thousands of tweets a second, so a backlog that remains
-# longer does not shrink.
+# Maximum number of seconds until fan-out has no lag. Fan-out processes thousands of tweets per second, so if it takes
+# longer, the lag does not shrink.
 LAG_WAIT_S = 120.0
 LAG_PAUSE_S = 0.2
-# The most home timelines printed per comparison, and the most ids of each; the printed totals count all.
+# Maximum number of home timelines printed per comparison, and of tweet ids printed for each. The printed totals count
+# all.
 SHOWN_HOMES = 10
 SHOWN_IDS = 3
 
@@ -56,8 +60,11 @@ STATE_KEY = "roost-timeline"
 
 @dataclass(slots=True)
 class ReadHome:
-    """A home timeline as read: its ids, the `roost-timeline` metadata of the first page, and why reading ended
-    early, if it did."""
+    """A home timeline that was read page by page: its tweet ids, its state, and why it could not be read completely (""
+    if it could).
+
+    The state is the value of the metadata `roost-timeline` of the first page, such as `warm`.
+    """
 
     ids: list[int] = field(default_factory=list)
     state: str = ""
@@ -79,8 +86,11 @@ def verify(
 
 
 async def audit(mesh: connection.MeshTarget, shown: progress.Progress, *, replay: bool = False) -> bool:
-    """Compares every home timeline and prints the differences. Returns whether there are none and fan-out has no
-    backlog."""
+    """Compares every home timeline of the mesh with the computed one and prints the differences. Returns true if there
+    are none and fan-out has no lag.
+
+    If `replay` is true, also compares after a replay of the whole event log. Raises CommandError if a call fails.
+    """
     operator = mesh.operator()
     findings: dict[str, dict[int, Differences]] = {}
     async with connection.connect(mesh, CHANNELS) as channels:
@@ -105,7 +115,11 @@ async def audit(mesh: connection.MeshTarget, shown: progress.Progress, *, replay
 async def faults_of(
     channels: Sequence[grpc_lib.aio.Channel], operator: connection.Metadata, readers: Sequence[int]
 ) -> list[str]:
-    """Waits for fan-out, then returns one line per difference in the home timelines of these readers."""
+    """Waits until fan-out has no lag, compares the home timelines of the readers with the computed ones, and returns
+    one line for each that differs.
+
+    Also returns a line if fan-out does not catch up.
+    """
     shown = progress.Silent()
     lines = [] if await wait_for_fanout(channels[0], operator, shown) else ["fan-out does not catch up"]
     truth = await scan_all(channels[0], operator, shown)
@@ -117,7 +131,7 @@ async def faults_of(
 
 
 async def replay_all(channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress) -> None:
-    """Makes fan-out deliver all retained events again."""
+    """Makes fan-out read the event log again from its first event, and prints the number of events."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     request = fanout_service_pb2.ReplayFanoutRequest(offset=0)
     answer = await with_retries(lambda: stub.ReplayFanout(request, metadata=operator, timeout=deadline_s(REPLAY)))
@@ -127,7 +141,8 @@ async def replay_all(channel: grpc_lib.aio.Channel, operator: connection.Metadat
 async def wait_for_fanout(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress, wait_s: float = LAG_WAIT_S
 ) -> bool:
-    """Waits until fan-out has no backlog. After `wait_s` seconds it prints a message and returns False."""
+    """Waits until fan-out has no lag. If fan-out is paused, or has a lag after `wait_s` seconds, prints a message and
+    returns False."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
@@ -150,7 +165,7 @@ async def wait_for_fanout(
 async def scan_all(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress
 ) -> ServiceData:
-    """Returns all users, edges and tweets, scanned from the services that own them."""
+    """Returns all users, edges and tweets of the mesh, read with the operator's scans of the services that own them."""
     truth = ServiceData()
     with shown.phase("users scanned", 0) as phase:
         async for user in scan_users(channel, operator):
@@ -178,7 +193,8 @@ async def scan_all(
 async def scan_tweets(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, truth: ServiceData, advance: progress.Advance
 ) -> None:
-    """Scans the tweets that are newer than the newest one in `truth` and adds them to `truth`."""
+    """Reads the tweets whose ids are greater than those in `truth`, and adds them to `truth`. Calls `advance` with the
+    number of tweets of each message."""
     stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
     request = tweet_service_pb2.ScanTweetsRequest(after_id=truth.newest)
     async for page in stub.ScanTweets(request, metadata=operator, timeout=deadline_s(SCAN_TWEETS)):
@@ -188,7 +204,8 @@ async def scan_tweets(
 
 
 class Auditor:
-    """Reads home timelines as their readers and compares them with computed ones."""
+    """Reads home timelines as the users whom they belong to, and compares them with those that are computed from
+    `truth`."""
 
     def __init__(
         self,
@@ -207,19 +224,20 @@ class Auditor:
         self._horizon = truth.newest
 
     async def prepare(self, only: Sequence[int] | None = None) -> None:
-        """Computes the home timelines of these readers (by default all active users) and mints tokens to read them."""
+        """Computes the home timelines of the users in `only` (None: of all active users), and mints access tokens to
+        read them. Call it before all other methods."""
         readers = sorted(self._truth.active if only is None else only)
         await self._tokens.admit(readers)
         with self._shown.phase("homes computed", len(readers)) as phase:
             for reader in readers:
                 self._expected[reader] = expected_home(self._truth, reader)
                 phase.advance()
-                # A computation blocks the event loop for milliseconds; this lets gRPC answer keep-alive pings in
-                # between.
+                # Each computation blocks the event loop for milliseconds. The sleep lets gRPC answer keep-alive pings.
                 await asyncio.sleep(0)
 
     async def read_all(self, title: str) -> dict[int, ReadHome]:
-        """Reads every home timeline, all pages; returns them by user id."""
+        """Reads every home timeline completely and returns them by user id. `title` names the phase in the printed
+        progress."""
         answers: dict[int, ReadHome] = {}
 
         async def one(reader: int) -> None:
@@ -230,7 +248,8 @@ class Auditor:
         return answers
 
     async def read(self, reader: int) -> ReadHome:
-        """Reads all pages of one home timeline as its reader."""
+        """Reads all pages of the home timeline of the user `reader`, as this user. Repeats the read of a partial page
+        up to PARTIAL_TRIES times."""
         answer = ReadHome()
         request = timeline_service_pb2.ListHomeTimelineRequest(page_size=PAGE_SIZE)
         if reader not in self._tokens:
@@ -268,7 +287,7 @@ class Auditor:
         return await with_retries(ask)
 
     async def rebuild_all(self) -> None:
-        """Deletes and rebuilds every home timeline."""
+        """Deletes every stored home timeline and builds it again."""
         timeout = deadline_s(REBUILD_HOME)
 
         async def one(reader: int) -> None:
@@ -280,10 +299,10 @@ class Auditor:
             await for_each(self._expected, one, concurrency=CONCURRENCY, done=phase.advance)
 
     async def judge(self, answers: dict[int, ReadHome]) -> dict[int, Differences]:
-        """Returns by user id how each home timeline differs from the computed one."""
+        """Returns the differences between each home timeline in `answers` and the computed one, by user id."""
         if any(tweet_id > self._horizon for answer in answers.values() for tweet_id in answer.ids):
-            # Tweets posted during the audit may be in a home timeline; the scan adds them, so that they are not
-            # reported as faults.
+            # Home timelines may contain tweets that were posted after the first scan. Another scan adds these tweets to
+            # `truth`, so that `compare` does not report them.
             await scan_tweets(self._channel, self._operator, self._truth, lambda _: None)
         found = {}
         for reader, answer in sorted(answers.items()):
@@ -299,8 +318,12 @@ def _state(trailing: Iterable[tuple[str, str | bytes]] | None) -> str:
 
 
 def report(truth: ServiceData, stored: dict[int, ReadHome], findings: Mapping[str, dict[int, Differences]]) -> bool:
-    """Prints the faults, then the two summary lines that scripts parse. Returns True if every home timeline was
-    exact in every comparison."""
+    """Prints the differences, and then two lines with totals, which scripts parse. Returns true if no home timeline
+    differs in any comparison.
+
+    `stored` are the home timelines as they were first read. `findings` has the differences of each comparison, by its
+    title.
+    """
     for title, found_then in findings.items():
         at_fault = {reader: found for reader, found in found_then.items() if not found.exact}
         for reader, found in list(at_fault.items())[:SHOWN_HOMES]:
@@ -321,7 +344,7 @@ def report(truth: ServiceData, stored: dict[int, ReadHome], findings: Mapping[st
 
 
 def describe(found: Differences) -> str:
-    """Returns one line with the number of faults of each kind and the first few ids."""
+    """Returns a text with the number of tweets that differ, by kind of difference, and the first ids of each kind."""
     if found.unread:
         return f"not read whole: {found.unread}"
     parts = []

@@ -1,8 +1,8 @@
-"""Computes from all users, edges and tweets which ids every home timeline must hold, and compares them with the ids
-that were read.
+"""Computes from all users, edges and tweets which tweet ids a home timeline must contain, and compares them with the
+ids that were read.
 
-It implements the rules of the API documentation only and shares no code with the timeline service, so that one defect
-cannot be in both.
+The module follows the rules in the API documentation and shares no code with the timeline service, so that a defect of
+the service is not in this module too.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ DEPTH = 800
 
 @dataclass(slots=True)
 class ServiceData:
-    """The data of the owning services: users, edges and tweet heads."""
+    """The users, edges and tweets of a mesh, without the texts of tweets. Users and tweets are named by id."""
 
     usernames: dict[int, str] = field(default_factory=dict)
     active: set[int] = field(default_factory=set)
     following: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
-    # Pairs of users with a block between them, in both directions.
+    # For each user, the users who block the user or whom the user blocks.
     blocked_pairs: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     blocking: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     muting: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     heads: dict[int, tweet_pb2.TweetHead] = field(default_factory=dict)
     by_author: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-    # Id of the newest scanned tweet; a newer one in a home timeline was posted after the scan.
+    # The greatest tweet id. A greater id in a home timeline is that of a tweet that was posted after the scan.
     newest: int = 0
 
     def add_user(self, user_id: int, username: str, *, active: bool) -> None:
-        """Adds a user; `active` is False for suspended and deactivated ones."""
+        """Adds a user. `active` is false for suspended and deactivated users."""
         self.usernames[user_id] = username
         if active:
             self.active.add(user_id)
@@ -54,14 +54,14 @@ class ServiceData:
         self.muting[muter].add(muted)
 
     def add_tweet(self, head: tweet_pb2.TweetHead) -> None:
-        """Adds a tweet, reply, quote or retweet, or a deleted one."""
+        """Adds a tweet, reply, quote or retweet, also a deleted one."""
         self.heads[head.id] = head
         self.by_author[head.author_id].append(head.id)
         self.newest = max(self.newest, head.id)
 
 
 def expected_home(truth: ServiceData, reader: int) -> list[int]:
-    """Returns the ids in the reader's home timeline, newest first, at most DEPTH."""
+    """Returns the tweet ids that the reader's home timeline must contain, newest first, at most DEPTH."""
     authors = truth.following[reader] | {reader}
     ids = (tweet_id for author in authors for tweet_id in truth.by_author.get(author, ()))
     return sorted((tweet_id for tweet_id in ids if _appears(truth, reader, truth.heads[tweet_id])), reverse=True)[
@@ -75,7 +75,7 @@ def _appears(truth: ServiceData, reader: int, head: tweet_pb2.TweetHead) -> bool
         return False
     if head.retweet_of_id:
         original = truth.heads.get(head.retweet_of_id)
-        # The tweet of a muted author is hidden even if the reader or a followee retweets it.
+        # A tweet of a muted author does not appear, even if the reader or a followee retweets it.
         return (
             original is not None
             and _is_visible(truth, reader, original.id)
@@ -88,7 +88,8 @@ def _appears(truth: ServiceData, reader: int, head: tweet_pb2.TweetHead) -> bool
 
 
 def _is_visible(truth: ServiceData, reader: int, tweet_id: int) -> bool:
-    """Returns whether the tweet is live and its author is active and has no block with the reader."""
+    """Returns whether the tweet exists and is not deleted, its author is active, and there is no block between the
+    author and the reader."""
     head = truth.heads.get(tweet_id)
     return (
         head is not None
@@ -100,8 +101,12 @@ def _is_visible(truth: ServiceData, reader: int, tweet_id: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Differences between a home timeline and the computed one: tweet ids by kind of fault. `unread` says why the
-    timeline could not be read."""
+    """The differences between a home timeline that was read and the computed one.
+
+    `missing` are the ids that were not read, `extra` those that must not be there, `repeated` those that were read more
+    than once, `misordered` those that came after a smaller id. `unread` says why the home timeline could not be read
+    completely, "" if it could.
+    """
 
     missing: tuple[int, ...] = ()
     extra: tuple[int, ...] = ()
@@ -111,16 +116,16 @@ class Differences:
 
     @property
     def exact(self) -> bool:
-        """Returns whether there is no fault."""
+        """Returns whether there are no differences."""
         return self.count == 0
 
     @property
     def count(self) -> int:
-        """Returns the number of faults."""
+        """Returns the number of differences."""
         return len(self.missing) + len(self.extra) + len(self.repeated) + len(self.misordered) + bool(self.unread)
 
     def by_kind(self) -> Iterable[tuple[str, tuple[int, ...]]]:
-        """Returns the kinds of fault that occurred, with their tweet ids."""
+        """Returns the kinds of difference that occurred, each with its tweet ids."""
         kinds = (
             ("missing", self.missing),
             ("extra", self.extra),
@@ -131,9 +136,10 @@ class Differences:
 
 
 def compare(expected: Sequence[int], actual: Sequence[int], newer: Iterable[int] = ()) -> Differences:
-    """Compares a home timeline, as read page by page, with the computed one.
+    """Compares the tweet ids of a home timeline, in the order in which they were read, with the computed ones.
 
-    `newer` are ids posted since the scan: each displaces one of the oldest entries and is no fault.
+    `newer` are the ids of tweets that were posted after the scan. They are not differences, and each of them in
+    `actual` takes the place of one of the oldest expected ids.
     """
     since = set(newer)
     first_seen: list[int] = []

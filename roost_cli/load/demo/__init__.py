@@ -1,1 +1,1 @@
-"""The demo: users, follows, tweets and reactions that `roost up` loads at its first run."""
+"""The demo: users, follows, tweets, likes, retweets and replies that `roost up` loads at its first run."""

@@ -1,7 +1,6 @@
-"""Creates the demo's content (a few dozen users, follows, tweets) from word lists with a fixed seed and loads it
-through RPCs.
+"""Creates the demo's users, follows and tweets from word lists and a constant seed, and loads them through RPCs.
 
-Loading may be repeated: the next run completes an interrupted one.
+If loading is interrupted, the next run completes it.
 """
 
 from __future__ import annotations
@@ -28,25 +27,27 @@ from services.platform.files import write_durably
 
 SEED = 7
 TWEETS = 420
-# Share of a user's tweets on the topic of the user's own circle.
+# Probability that a tweet is about the topic of its author's circle (a group of users with a common topic).
 OWN_TOPIC_SHARE = 0.8
-# Probability of following a user of the same circle, and of another circle.
+# Probability that a user follows another user of the same circle, and of another circle.
 FOLLOW_NEAR, FOLLOW_FAR = 0.75, 0.12
-# One tweet in this many is by the account that everybody follows.
+# One of this many tweets is by the user whom all others follow.
 BULLETIN_EVERY = 14
 CONCURRENCY = 16
-# The number of tweets that are posted before the reactions to them.
+# Number of tweets that are posted before the reactions to them.
 WAVE = 12
-# Random bytes of the password: 16 characters in base64, which cannot be guessed and are short enough to print.
+# Number of random bytes of the password. In base64 they are 16 characters, which cannot be guessed and are short enough
+# to print.
 PASSWORD_BYTES = 12
 
+# Name of the file in the data directory with the demo's log-in, and whether the demo is loaded completely.
 MARKER = "demo.json"
 SIGN_UP = "/roost.identity.v1.AuthService/SignUp"
 
 
 @dataclass(frozen=True, slots=True)
 class DemoAccount:
-    """The username and password of the demo's account."""
+    """The username and password of the demo user whose log-in is printed."""
 
     username: str
     password: str = field(repr=False)
@@ -54,8 +55,8 @@ class DemoAccount:
 
 @dataclass(frozen=True, slots=True)
 class DemoContent:
-    """The demo's content: users, follows as (follower, followee) usernames, tweets as (author, text) in posting
-    order, and reactions."""
+    """The content of the demo: users, follows as (follower, followee), tweets as (author, text) in the order of
+    posting, and reactions. Users are named by username."""
 
     people: list[NewUser]
     follows: list[tuple[str, str]]
@@ -65,14 +66,14 @@ class DemoContent:
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """Tweet numbers to post, and the reactions to them that follow."""
+    """The numbers of the tweets that are posted next, and the reactions to these tweets, which follow."""
 
     tweets: range
     reactions: list[Reaction]
 
 
 def demo_content(seed: int = SEED) -> DemoContent:
-    """Creates the demo's content; the same seed creates the same content."""
+    """Returns the content of the demo. The same seed gives the same content."""
     chance = random.Random(seed)  # noqa: S311 (must be reproducible)
     people = [NewUser(*entry) for entry in PEOPLE]
     names = [person.username for person in people]
@@ -96,17 +97,17 @@ def demo_content(seed: int = SEED) -> DemoContent:
 
 
 def waves(content: DemoContent) -> Iterator[Wave]:
-    """Yields the tweets in groups of WAVE, each with the reactions to them."""
+    """Yields the tweets in groups of WAVE, each group with the reactions to its tweets."""
     for start in range(0, len(content.tweets), WAVE):
         numbers = range(start, min(start + WAVE, len(content.tweets)))
         yield Wave(numbers, [reaction for reaction in content.reactions if reaction.tweet in numbers])
 
 
 async def load_once(channel: Callable[[str], grpc.aio.Channel], data_dir: Path) -> DemoAccount | None:
-    """Loads the demo if the mesh has no users or an earlier load was interrupted. Returns its log-in, or None if the
-    mesh has other users.
+    """Loads the demo if the mesh has no users, or if an earlier load of the demo was interrupted. Returns the demo's
+    log-in, or None if the mesh has users but no demo.
 
-    `channel` returns an in-process channel for a caller's name. Raises CommandError if a call is refused.
+    `channel` returns an in-process channel for calls of the named caller. Raises CommandError if a call fails.
     """
     operator = Operator(channel("operator"), ())
     marker = data_dir / MARKER
@@ -126,7 +127,7 @@ async def load_once(channel: Callable[[str], grpc.aio.Channel], data_dir: Path) 
 async def load_demo(
     channel: grpc.aio.Channel, operator: Operator, account: DemoAccount, shown: progress.Progress
 ) -> None:
-    """Signs up the account and loads everything else over in-process channels; what exists is skipped."""
+    """Signs up the account and loads all other content over in-process channels. Skips content that exists already."""
     content = demo_content()
     await _sign_up(channel, account, content.people[0])
     actors = LocalActors()
@@ -135,8 +136,8 @@ async def load_demo(
     await loader.follow([(ids[follower], ids[followee]) for follower, followee in content.follows])
     player = ReactionSender(channel, actors, ids, f"demo:{SEED}")
     with shown.phase("tweets and reactions", len(content.tweets) + len(content.reactions)) as phase:
-        # The tweets are posted in waves, each followed by its reactions, so that retweets, quotes and replies are not
-        # all newer than the tweets.
+        # Tweets and reactions alternate. If all reactions came last, all retweets, quotes and replies would be newer
+        # than all tweets.
         for wave in waves(content):
             tweet_ids: dict[int, int] = {}
 
@@ -162,7 +163,7 @@ async def _sign_up(channel: grpc.aio.Channel, account: DemoAccount, person: NewU
     try:
         await with_retries(lambda: stub.SignUp(request, timeout=deadline_s(SIGN_UP)))
     except grpc.aio.AioRpcError as error:
-        # An interrupted run signed up already; the marker file holds its password.
+        # An interrupted run has signed up the account already, with the password in the file MARKER.
         if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
             raise call_error(error, "signing the demo account up") from error
 
@@ -175,7 +176,8 @@ def _text(chance: random.Random, sentences: tuple[str, ...], circle: Circle, oth
 
 
 def _write_marker(marker: Path, account: DemoAccount, *, complete: bool) -> None:
-    """Stores the log-in in the data directory, readable by its owner only."""
+    """Writes the log-in, and whether the demo is loaded completely, to the file `marker`, which only its owner can
+    read."""
     content = {"username": account.username, "password": account.password, "complete": complete}
     write_durably(marker, orjson.dumps(content))
 

@@ -1,5 +1,5 @@
-"""The demo's reactions to tweets: likes, retweets, quotes, and replies that authors sometimes answer. (In the services
-the word reaction means a like or a bookmark only.)"""
+"""Creates and performs the demo's reactions to tweets: likes, retweets, quotes, and replies that authors sometimes
+answer. (In all other code, a reaction is only a like or a bookmark.)"""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from roost_cli.load.demo.words import ANSWERS, QUOTES, REPLIES
 from roost_cli.load.impersonation import Actors
 from roost_cli.rate_control import deadline_s, with_retries
 
-# Probabilities of a follower's reactions to a tweet of maximum appeal; see `reactions`.
+# Each tweet has an appeal from 0 to 1. The probability that a follower of the author reacts to it is one of these
+# numbers times the appeal.
 LIKELY_LIKE, LIKELY_RETWEET, LIKELY_REPLY, LIKELY_QUOTE = 0.75, 0.12, 0.12, 0.05
-# A tweet's appeal is a uniform random number from 0 to 1, raised to this power: most tweets get few reactions, a few
-# get many.
+# The appeal is a uniform random number raised to this power, so that most tweets get few reactions and a few get many.
 APPEAL_POWER = 2.5
-# Probability that the author answers a reply.
+# Probability that the author of a tweet answers a reply to it.
 LIKELY_ANSWER = 0.5
 
 LIKE = "/roost.engagement.v1.EngagementService/LikeTweet"
@@ -48,8 +48,8 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """A reaction of the user `who` (username) to the tweet with this number. `text` is the text of a reply or quote,
-    and `answer` the text with which the tweet's author answers a reply."""
+    """A reaction of the user `who` (a username) to the tweet with the number `tweet`. `text` is that of a reply or
+    quote. `answer` is the text with which the tweet's author answers a reply, "" if there is no answer."""
 
     who: str
     kind: Kind
@@ -61,9 +61,9 @@ class Reaction:
 def reactions(
     follows: Sequence[tuple[str, str]], tweets: Sequence[tuple[str, str]], chance: random.Random
 ) -> list[Reaction]:
-    """Returns followers' reactions to the tweets, given as (author, text), in no particular order.
+    """Returns random reactions to the tweets by followers of their authors, in random order.
 
-    `follows` are (follower, followee).
+    `follows` are (follower, followee), `tweets` (author, text). Users are named by username.
     """
     followers: dict[str, list[str]] = defaultdict(list)
     for follower, followee in follows:
@@ -93,8 +93,8 @@ def _made(who: str, kind: Kind, tweet: int, chance: random.Random) -> Reaction:
 
 
 class ReactionSender:
-    """Performs reactions by RPCs. `ids` are user ids by username. `key` is the prefix of the idempotency keys; a second
-    run with the same prefix adds nothing."""
+    """Posts the demo's tweets and performs reactions by RPCs. `ids` are the user ids by username. `key` is the prefix
+    of all idempotency keys: a second run with the same prefix adds nothing."""
 
     def __init__(self, channel: grpc.aio.Channel, actors: Actors, ids: Mapping[str, int], key: str) -> None:
         self._likes = engagement_service_pb2_grpc.EngagementServiceStub(channel)
@@ -105,7 +105,7 @@ class ReactionSender:
         self._key = key
 
     async def post(self, author: str, text: str, number: int) -> int:
-        """Posts the demo's tweet of this number and returns its id. Raises CommandError if the mesh refuses it."""
+        """Posts the tweet with this number and returns its id. Raises CommandError if the mesh refuses the tweet."""
         request = tweet_service_pb2.CreateTweetRequest(text=text, idempotency_key=f"{self._key}:{number}")
         try:
             return await self._create(author, request)
@@ -113,7 +113,8 @@ class ReactionSender:
             raise call_error(error, f"posting demo tweet {number}") from error
 
     async def react(self, reaction: Reaction, author: str, tweet_id: int) -> None:
-        """Performs one reaction on the tweet with this id. Raises CommandError if the mesh refuses it."""
+        """Performs a reaction to the tweet with this id. `author` is the username of the tweet's author. Raises
+        CommandError if the mesh refuses the reaction."""
         try:
             match reaction.kind:
                 case Kind.LIKE:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The users of the demo. The first one is the account that the command prints; all users follow the second one.
+# The users of the demo: username, display name and bio. `roost up` prints the log-in of the first one; all others
+# follow the second one.
 PEOPLE = (
     ("alice", "Alice Hartmann", "Reads more than she posts."),
     ("radio_marlow", "Radio Marlow", "News from the harbour town, all day."),
@@ -47,7 +48,8 @@ PEOPLE = (
 
 @dataclass(frozen=True, slots=True)
 class Circle:
-    """A group of users with a common topic: its hashtag, and the words for `{thing}` and `{place}`."""
+    """A group of users with a common topic: its hashtag, and the words that replace `{thing}` and `{place}` in a
+    template."""
 
     tag: str
     things: tuple[str, ...]
