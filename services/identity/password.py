@@ -1,6 +1,6 @@
 """Hashes and checks passwords with bcrypt, in a bounded pool of threads.
 
-A password is normalised (NFKC), hashed with the secret pepper by HMAC-SHA-256, then by bcrypt. So passwords of any
+A password is normalized (NFKC), hashed with the secret pepper by HMAC-SHA-256, then by bcrypt. So passwords of any
 length work, and stolen hashes are useless without the pepper. Imported hashes are plain bcrypt of the password's UTF-8
 bytes.
 """
@@ -42,6 +42,7 @@ _SALT_ENDS = frozenset(".Oeu")
 # most jobs fails with RESOURCE_EXHAUSTED. A job takes a quarter of a second at cost 12, so the last of 16 jobs waits 4
 # s; at higher costs, later jobs would exceed the deadline of a log-in (10 s).
 QUEUED_PER_WORKER = 16
+# Time in seconds after which the client of a rejected job should retry.
 RETRY_AFTER_S = 2.0
 # A value for the 31 characters that follow the salt in bcrypt's text format. Dots decode to zero bytes, which are the
 # hash of no known password.

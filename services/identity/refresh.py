@@ -2,7 +2,7 @@
 
 A session is a chain of refresh tokens: each refresh returns the successor of the token that was used. A token contains
 its user id, its session id and a MAC. So a forged token is rejected without reading the store, and a genuine token that
-is no longer valid is recognised as reused without a list of old tokens. The successor is derived from the token and the
+is no longer valid is recognized as reused without a list of old tokens. The successor is derived from the token and the
 key, so two refreshes with the same token return the same successor although no token is stored.
 """
 
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
+# Length in bytes of the random part of a token: 256 bits cannot be guessed.
 RANDOM_BYTES = 32
 # Length of the MAC in bytes: 128 bits cannot be guessed.
 _MAC_BYTES = 16

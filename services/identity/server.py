@@ -21,6 +21,7 @@ from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.events.records import EventBuilder
 from services.platform.service import Service, ServiceContext
 
+# Length in bytes of the pepper and of the key of refresh tokens: the digest length of HMAC-SHA-256.
 SECRET_BYTES = 32
 _new_secret = partial(secrets.token_bytes, SECRET_BYTES)
 

@@ -44,7 +44,7 @@ _Context = Any
 
 
 class KeyedLocks(Protocol):
-    """Locks by key: serialises changes of the same account within this process, in FIFO order."""
+    """Locks by user id: changes of the same account within this process run one after the other, in FIFO order."""
 
     def hold(self, key: int, /) -> AbstractAsyncContextManager[None]:
         """Returns a context manager that holds the lock of this user id. Entering it raises RESOURCE_EXHAUSTED if too
@@ -132,7 +132,7 @@ class UserService(UserServiceServicer):
         return pb.ImportUsersResponse(user_ids=await self._accounts.import_accounts(new))
 
     async def BatchGetUserRefs(self, request: pb.BatchGetUserRefsRequest, context: _Context) -> pb.SerializedUserRefs:
-        # Returns the wire type, in which the references stay serialised: the hydrator, which calls this method, has
+        # Returns the wire type, in which the references stay serialized: the hydrator, which calls this method, has
         # cached the parsed form of most of them.
         return pb.SerializedUserRefs.FromString(await self._accounts.refs_serialized(list(request.ids)))
 

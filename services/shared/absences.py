@@ -1,7 +1,7 @@
 """Consumes the events of suspended, deactivated and reinstated users, for services that count the actions of users.
 
-Lists exclude suspended and deactivated users when they are read. Counts are stored, so the actions of such a user
-(follows, likes, replies) are subtracted from counts when the user is suspended or deactivated, and added again when
+Lists exclude suspended and deactivated users when they are read. Counts are stored, so the follows, likes and replies
+of a user are subtracted from counts when the user is suspended or deactivated, and added again when the user is
 reinstated.
 """
 

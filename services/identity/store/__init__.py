@@ -23,7 +23,7 @@ MAX_SESSIONS = 100
 
 
 class Account(NamedTuple):
-    """The current state of an account. `core` is the profile: a serialised User message with the fields 1 to 9 (id to
+    """The current state of an account. `core` is the profile: a serialized User message with the fields 1 to 9 (id to
     created_at), without counts and viewer state. `version` starts at 1, and each change of the account adds 1."""
 
     user_id: int
@@ -84,7 +84,7 @@ class AccountStore(Protocol):
         not cached are read from the database."""
 
     async def refs_serialized(self, ids: Sequence[int]) -> bytes:
-        """Returns the result of `refs` as a serialised BatchGetUserRefsResponse."""
+        """Returns the result of `refs` as a serialized BatchGetUserRefsResponse."""
 
     async def batch_get(self, ids: Sequence[int]) -> list[Account]:
         """Returns accounts of any state in the order of `ids`; omits unknown ids."""
@@ -112,7 +112,7 @@ class AccountStore(Protocol):
         """
 
     async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
-        """Stores `core` (the serialised profile), `state` and `version` of the account, if the stored version is
+        """Stores `core` (the serialized profile), `state` and `version` of the account, if the stored version is
         `account.version - 1`. Does not change the stored e-mail address and roles. Publishes `records`.
 
         With `end_sessions` also ends all sessions of the user. Returns False, and stores and publishes nothing, if the

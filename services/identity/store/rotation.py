@@ -10,6 +10,7 @@ from services.identity.store import Rotation
 # Two browser tabs that refresh at once need it, and retries after a slow response. It is far longer than a request
 # takes, and far shorter than stealing and using a token takes.
 REFRESH_GRACE_MS = 10_000
+# Length of a SHA-256 hash in bytes.
 HASH_BYTES = 32
 
 

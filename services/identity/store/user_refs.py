@@ -1,4 +1,4 @@
-"""Serialises user references, encodes and decodes roles, and compares accounts at an import, for both adapters."""
+"""Serializes user references, encodes and decodes roles, and compares accounts at an import, for both adapters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.identity.store import Account, AccountLogin, NewAccount
 
 
 def serialized_ref(account: Account) -> bytes:
-    """Returns the account's user reference as a serialised BatchGetUserRefsResponse with one entry. The concatenation
+    """Returns the account's user reference as a serialized BatchGetUserRefsResponse with one entry. The concatenation
     of several results is one response with all entries."""
     entry = user_service_pb2.UserRefEntry(
         user_id=account.user_id, ref=ref_of(account.core), state=account.state, version=account.version

@@ -199,7 +199,7 @@ class SqliteEngagementStore:
         return await run_to_completion(run())
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        # The decision is stored first: later likes check it, and the loop below recounts the earlier likes.
+        # The absence is stored first: later likes check it, and the loop below recounts the earlier likes.
         if not await self.db.write(lambda c: decide(c, user_id, absent, at_us)):
             return
         below = 0

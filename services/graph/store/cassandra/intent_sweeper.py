@@ -32,6 +32,7 @@ MAX_LOOK_MINUTES = LIVE_S // 60
 # Maximum number of partitions read concurrently. Nearly all partitions but the newest are empty, so the results are
 # small.
 PARTITIONS_PER_READ = 256
+# Maximum number of rows per read; more rows are read page by page.
 PAGE_ROWS = 1_000
 _SWEPT_TO = "swept_to_minute"
 

@@ -22,6 +22,7 @@ from services.platform.rpc import errors
 # partitions at the start and every second, so the partitions are few. A single partition would make all conditional
 # writes conflict with each other, because Cassandra serializes the conditional writes of one partition.
 SHARDS = 16
+# Maximum number of rows per read; more rows are read page by page.
 PAGE_ROWS = 1_000
 
 _Due = tuple[pb.Tier.ValueType, pb.TierChoice.ValueType]

@@ -1,5 +1,5 @@
-"""Lists all users who ever had an edge, by ascending id. Cassandra distributes rows by hash, so scans over all users
-need a separate order."""
+"""Lists all users who ever had an edge, by ascending id. Cassandra distributes rows by hash, so a scan over all users
+in the order of their ids needs this index."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ MAX_AUTHORS = 2_000
 # Maximum number of blocks and mutes of a cached reader. A reader with more is not cached, so that one user cannot evict
 # thousands of others.
 MAX_CACHED_EDGES = 50_000
+# Maximum number of rows per read; more rows are read page by page.
 PAGE_ROWS = 5_000
 TOP = Position((1 << 63) - 1, (1 << 63) - 1)
 
@@ -90,7 +91,7 @@ class CassandraVisibilityCache:
         cached = self._readers.get(user_id)
         if cached is not None and cached.version == version:
             return cached
-        # Concurrent loads of the same (reader, version) are coalesced.
+        # Concurrent loads of the same reader and version share one task.
         task = self._loading.get((user_id, version))
         if task is None:
             task = self._loading[user_id, version] = asyncio.create_task(self._load(user_id, version))

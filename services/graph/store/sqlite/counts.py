@@ -30,7 +30,7 @@ class SqliteCountStore:
         return {user_id: pb.UserCounts(followers=row[0], following=row[1]) for user_id, row in rows}
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        # The decision is stored first: later follows check it, and the loop below handles the earlier follows.
+        # The absence is stored first: later follows check it, and the loop below handles the earlier follows.
         if not await self._db.write(lambda c: decide(c, user_id, absent, at_us)):
             return
         for listing, side in ((Listing.FOLLOWING, sql.OF_FOLLOWERS), (Listing.FOLLOWERS, sql.OF_FOLLOWEES)):

@@ -39,7 +39,8 @@ _ALL = -1
 
 
 class _ReaderEdges(NamedTuple):
-    """A reader's own edges, all from one snapshot. `followees` ascend; None if they are too many to cache."""
+    """A reader's own edges, all from one snapshot. `followees` is ascending; None if there are more than
+    MAX_CACHED_EDGES."""
 
     version: int
     blocked: array[int]
@@ -48,16 +49,16 @@ class _ReaderEdges(NamedTuple):
 
 
 class _Snapshot(NamedTuple):
-    """The result of one read transaction. A value of None in `blocks` means that the author blocks too many users to
-    cache."""
+    """The result of one read transaction. `blocks` holds the users whom each author blocks; None if there are more than
+    MAX_CACHED_EDGES."""
 
     own: _ReaderEdges | None
     blocks: dict[int, frozenset[int] | None]
 
 
 class _PendingLoad:
-    """A load in progress: the reader and the authors whose rows may be cached when the load ends. A write that returns
-    meanwhile removes the users whose rows it changed."""
+    """A load in progress: the reader and the authors whose rows may be cached when the load ends. If a write changes
+    rows of these users meanwhile, `invalidate` removes the users."""
 
     def __init__(self, reader_id: int, authors: Iterable[int]) -> None:
         self.reader_id = reader_id

@@ -20,7 +20,7 @@ class SharedUserRefs:
         self._shared = shared
 
     async def get_serialized(self, ids: Sequence[int]) -> bytes:
-        """Returns the references of these users as a serialised BatchGetUserRefsResponse, in the order of `ids`; omits
+        """Returns the references of these users as a serialized BatchGetUserRefsResponse, in the order of `ids`; omits
         unknown ids. References that Redis does not have are read from Cassandra and written to Redis."""
         entries = await self._shared.users(ids)
         serialized = [entry.data if entry is not None else None for entry in entries]

@@ -26,7 +26,7 @@ EVENT_ID_TTL_S = 3 * 24 * 3600
 class UserTransactions:
     """Executes the LWTs of one keyspace. `outbox` publishes their events, and must run as a worker of the service.
 
-    `locks` serialise the LWTs of this process by user id. `clock` returns Unix seconds.
+    `locks` makes the LWTs of this process on one user run one after the other. `clock` returns Unix seconds.
     """
 
     def __init__(self, keyspace: Keyspace, event_log: EventLog, clock: Callable[[], float]) -> None:

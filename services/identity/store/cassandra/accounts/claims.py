@@ -1,7 +1,7 @@
 """Claims of usernames and e-mail addresses, which make them unique across partitions.
 
-A sign-up writes its claims before its account. A claim may remain after a failed sign-up; another sign-up can take over
-such a claim after ABANDONED_MS.
+A sign-up writes its claims before its account. After a failed sign-up its claims may remain; another sign-up can take
+them over after ABANDONED_MS.
 """
 
 from __future__ import annotations

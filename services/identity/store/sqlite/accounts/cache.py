@@ -28,7 +28,7 @@ _IN = " WHERE id IN (SELECT value FROM json_each(?))"
 
 
 class CachedAccount:
-    """An account with its serialised user reference."""
+    """An account with its serialized user reference."""
 
     __slots__ = ("account", "ref")
 
