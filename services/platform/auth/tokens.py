@@ -121,7 +121,7 @@ class Revocations:
         self._add(self._users, user_id, before, MAX_TOKEN_TTL_S)
 
     def is_revoked(self, actor: Actor, issued_at: float) -> bool:
-        """Returns whether a token of this actor that was issued at `issued_at` (Unix seconds) is revoked."""
+        """Returns True if a token of this actor that was issued at `issued_at` (Unix seconds) is revoked."""
         if actor.session_id in self._sessions:
             return True
         entry = self._users.get(actor.user_id)

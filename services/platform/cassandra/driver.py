@@ -42,6 +42,7 @@ STATEMENT_TIMEOUT_S = 2.0
 # Creating a table writes files on each node.
 SCHEMA_TIMEOUT_S = 30.0
 SCHEMA_AGREEMENT_S = 20.0
+# The driver's value for "never": schema events of the cluster cause no refresh of metadata.
 NEVER = -1
 # Maximum number of seconds to connect to a node. A node that is starting, or whose cores are all busy, completes the
 # handshake slowly.

@@ -27,9 +27,10 @@ SHARDS = 16
 # Minimum age in seconds of an event that a sweeper publishes. The writer of a younger event will publish the event
 # itself, normally within milliseconds.
 GRACE_S = 5.0
+# Seconds before the first sweep; up to half a second is added at random.
 START_DELAY_S = 1.0
-# Seconds between two sweeps of the newest minutes. Such a sweep is 32 reads, which usually return nothing. If a writer
-# dies, its events are published within this time plus GRACE_S.
+# Seconds between two sweeps. Most sweeps read only the newest QUICK_MINUTES minutes. Such a sweep is 32 reads, which
+# usually return nothing. If a writer dies, its events are published within this time plus GRACE_S.
 SWEEP_INTERVAL_S = 5.0
 QUICK_MINUTES = 2
 # Every SWEEP_EVERY-th sweep begins SWEEP_MINUTES minutes before the cursor, the minute up to which all events were

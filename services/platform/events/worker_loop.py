@@ -11,6 +11,7 @@ import structlog
 
 from services.platform.log_events import LogEvent
 
+# Delay in seconds before the first retry of a failed step; it doubles with each further failure.
 RETRY_FIRST_S = 0.05
 # Maximum delay in seconds between two retries, so that the end of an outage is noticed within this time.
 RETRY_MOST_S = 2.0

@@ -14,6 +14,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
 EPOCH_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+# 41 bits of milliseconds suffice for 69 years; a worker id can mint 4,096 ids per millisecond.
 TIME_BITS, WORKER_BITS, SEQUENCE_BITS = 41, 10, 12
 LAST_MS = EPOCH_MS + (1 << TIME_BITS) - 1
 MAX_WORKER = (1 << WORKER_BITS) - 1
@@ -27,6 +28,7 @@ CLOCK_BACK_WAIT_MS = 20
 # Milliseconds by which each new high-water mark is ahead of the clock. So one small write per second is needed, and a
 # start after kill -9 waits up to this long.
 RESERVE_MS = 1_000
+# Seconds of one wait of `mint`, the resolution of the time in an id.
 _WAIT_S = 0.001
 # Maximum number of waits of _WAIT_S seconds in one `mint`. Beyond it `mint` raises UNAVAILABLE. It is four times as
 # many as the longest wait needs, so it is reached only if the clock does not advance.
@@ -57,8 +59,8 @@ class Snowflake:
     """Mints strictly increasing ids for one worker id, on one event loop.
 
     `high_water_ms` (Unix milliseconds) is the last millisecond that an earlier process with this worker id may have
-    used; no id is minted at or before it. `reserve(ms)` must durably store a new high-water mark ≥ `ms` and return it;
-    it is called before the first id after the last high-water mark. Raises ValueError if the worker id is not within
+    used; no id is minted at or before it. `reserve(ms)` must durably store a new high-water mark ≥ `ms` and return this
+    mark; it is called before an id after the last mark is minted. Raises ValueError if the worker id is not within
     0..MAX_WORKER.
     """
 

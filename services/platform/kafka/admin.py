@@ -28,6 +28,8 @@ from services.platform.kafka.records import (
 OPEN_TIMEOUT_S = 10.0
 # Seconds for which a partition may have no leader before Kafka counts as unavailable, and seconds between two attempts.
 METADATA_TIMEOUT_S, _METADATA_RETRY_S = 5.0, 0.05
+# Seconds after which dead letters are deleted: longer than events are kept, so that operators have time to redrive
+# them.
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
 # With three replicas, two must store an event before it counts as appended, so one broker may fail.
 MIN_COPIES_OF_THREE = 2

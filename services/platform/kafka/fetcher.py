@@ -23,7 +23,9 @@ from services.platform.log_events import LogEvent
 
 # Seconds without a heartbeat after which the group removes a member and reassigns the member's partitions.
 SESSION_TIMEOUT_S = 10.0
+# Seconds between two heartbeats: several can be lost before the session times out.
 HEARTBEAT_INTERVAL_S = 2.0
+# Seconds between two commits. After a crash, events that were applied after the last commit are applied again.
 COMMIT_EVERY_S = 1.0
 # Maximum number of seconds of one poll. The thread notices a stop or a seek after at most this time.
 POLL_TIMEOUT_S = 0.1
@@ -35,12 +37,14 @@ PAUSE_AFTER_S = 1.0
 # librdkafka prefetches into a queue of its own, outside Python's memory, until the queue holds PREFETCH_MESSAGES
 # messages of each partition or PREFETCH_KIB KiB in all.
 PREFETCH_MESSAGES, PREFETCH_KIB = 10_000, 16 * 1024
+# Maximum number of milliseconds that a broker waits for new events before it answers a fetch.
 FETCH_WAIT_MS = 200
 # Maximum number of seconds that a rebalance waits until the batch in progress is applied. If the batch takes longer,
 # the next owner of the partition gets its events again.
 REVOKE_TIMEOUT_S = 10.0
 # Time limits in seconds of the last commit, and of `stop` as a whole.
 LAST_COMMIT_TIMEOUT_S, STOP_TIMEOUT_S = 3.0, 12.0
+# Maximum number of attempts of one seek, and seconds between two attempts: five seconds in all.
 _SEEK_TRIES, _SEEK_RETRY_S = 50, 0.1
 
 log = structlog.get_logger(__name__)

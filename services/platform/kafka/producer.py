@@ -33,6 +33,7 @@ _QUEUE_POLL_S = 0.01
 LINGER_MS = 2
 # Seconds between two checks of the thread whether it must stop.
 _POLL_S = 0.2
+# Maximum number of seconds that `close` waits for outstanding deliveries, which end within DELIVERY_TIMEOUT_S.
 FLUSH_TIMEOUT_S = 6.0
 
 log = structlog.get_logger(__name__)

@@ -20,8 +20,10 @@ from services.platform.rpc.reasons import Reason
 PartitionKey = tuple[str, int]
 """Kafka's topic and the number of the partition."""
 
-# The time limit of each request of Kafka's admin client and of `roost` commands; requests usually take milliseconds.
+# Maximum number of seconds of each request of Kafka's admin client and of `roost` commands; requests usually take
+# milliseconds.
 REQUEST_TIMEOUT_S = 10.0
+# Minimum number of seconds between two log lines with the same error code of one client.
 LOG_INTERVAL_S = 30.0
 log = structlog.get_logger(__name__)
 

@@ -26,6 +26,7 @@ from services.platform.redis.url import RedisTopology
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
+# Number of hash slots of every Redis Cluster.
 SLOTS = 16_384
 # Seconds between two requests to the Sentinels for the address of the master. After a fail-over, a process may still
 # read from the demoted master for up to this time.

@@ -25,8 +25,8 @@ Connect = Callable[[], Awaitable[RedisConnection]]
 
 
 class SharedConnection:
-    """A connection that many callers share. The first call opens it; after it was lost, the next call opens it
-    again."""
+    """A connection that many callers share. The first call opens the connection; after a loss the next call opens a new
+    one."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
@@ -40,7 +40,7 @@ class SharedConnection:
         return None if connection is None or connection.lost else connection
 
     async def get(self) -> RedisConnection:
-        """Returns the connection; opens it if it is not open. Raises UNAVAILABLE if it cannot be opened."""
+        """Returns the open connection, or opens a new one. Raises UNAVAILABLE if no connection can be opened."""
         if (connection := self.live) is not None:
             return connection
         if self._connecting is None:

@@ -1,4 +1,5 @@
-"""Determines the address of the client: the peer's, or the one that a trusted proxy reports.
+"""Determines the address of the client: the address of the connection's peer, or the address that a trusted proxy
+reports.
 
 A proxy appends the address of its own peer to `X-Forwarded-For`. So the header is read from the right, until an address
 that is not in the setting `trusted_proxies`: this is the client. The client itself may have written everything further
@@ -42,7 +43,8 @@ class TrustedProxies:
         self._trusted = tuple(trusted)
 
     def trusts(self, peer: str) -> bool:
-        """Returns whether `peer`, an address without a port, is a trusted proxy; False if it is not an address."""
+        """Returns True if `peer`, an address without a port, is a trusted proxy; False also if `peer` is not an
+        address."""
         if not self._trusted:
             return False
         address = _parsed(peer)

@@ -38,6 +38,7 @@ from services.platform.rpc.client_address import client_key
 from services.platform.rpc.contract import Method, field_policy
 from services.platform.rpc.reasons import Reason
 
+# Seconds in which the allowance of a class refills, for all classes except sign-ups.
 WINDOW_S = 60.0
 # Maximum number of keys of one class, about 100 bytes each. Beyond it keys whose bucket is full are evicted, because a
 # full bucket equals an absent one; if there are none, the oldest tenth is evicted.

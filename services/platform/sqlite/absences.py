@@ -26,5 +26,5 @@ def decide(connection: sqlite3.Connection, user_id: int, absent: bool, at_us: in
 
 
 def is_absent(connection: sqlite3.Connection, user_id: int) -> bool:
-    """Returns whether the user is absent (deactivated or suspended); an absent user's actions are not counted."""
+    """Returns True if the user is absent (deactivated or suspended). The actions of an absent user are not counted."""
     return connection.execute(_IS_ABSENT, (user_id,)).fetchone() is not None

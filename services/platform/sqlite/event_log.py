@@ -17,7 +17,7 @@ from services.platform.sqlite.database import Database
 
 SWEEP_EVERY_S = 3_600.0  # Seconds. Retention is in days, so an hourly sweep is enough.
 SWEEP_ROWS = 5_000  # Events deleted per transaction: few, because appends wait until it ends.
-DEAD_LETTERS_KEPT_S = 30 * 24 * 3600
+DEAD_LETTERS_KEPT_S = 30 * 24 * 3600  # Seconds: a month, in which operators can redrive them.
 MAX_REASON_CHARS = 1_000  # The rest is cut off: an error message may quote its whole input.
 
 SCHEMA = """

@@ -13,6 +13,7 @@ from services.platform.ids.snowflake import RESERVE_MS, Snowflake, wall_clock_ms
 from services.platform.rpc import errors
 from services.platform.sqlite.lockfile import LockFile
 
+# Length of the file's content in bytes: a number of 19 digits and a line feed.
 _HIGH_WATER_BYTES = 20
 
 

@@ -11,9 +11,8 @@ import grpc
 class AbstractChannel(grpc.aio.Channel):
     """A channel that creates all callables with `_callable`.
 
-    Contract of calls: a call over a connection starts when it is made, as in grpc.aio, so calls that are made together
-    run at the same time even if they are awaited one after the other. An in-process call is a coroutine: it starts when
-    it is awaited and must then be awaited or closed.
+    A call over a connection starts when it is made, as in grpc.aio, so several calls run at the same time even if they
+    are awaited one after the other. A unary call over the in-process channel starts only when it is awaited.
 
     This base class owns no connection: its state is always READY, and `close` does nothing.
     """
