@@ -1,8 +1,8 @@
-"""Search: finds tweets and users, completes hashtags and usernames, and ranks trends.
+"""Search service: finds tweets and users, completes hashtags and usernames, and ranks trends.
 
-The service owns a search index, which is derived data and can be dropped and rebuilt at any time, and trend counts,
-which live in process memory. It reads the tweets and users that it indexes from the tweet and identity services. Every
-search result is checked at read time against identity and graph (through `services/shared/hydration`), so deleted,
-hidden and blocked content is not returned even if the index still contains it. The service publishes no events; it
-consumes `tweet.*` and `user.*`.
+Owns a search index and the counts of trends. Both are derived data: the index can be dropped at any time and is rebuilt
+from the tweet and identity services; the counts are in process memory and are made again at each start from the event
+log. Hydrates each result (`services/shared/hydration`), which checks its visibility with identity and graph, so
+deleted, hidden and blocked content is not returned even if the index still contains it. Publishes no events. Consumes
+`tweet.*` and `user.*`.
 """

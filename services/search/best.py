@@ -1,9 +1,9 @@
 """Ranks the best matches of a query by text, recency, followed authors and trends together.
 
-An index sorts matches by text score or by time, but not by a sum of both and further parts. So this module reads the
-first MATCHES_PER_LIST matches of several lists and ranks the matches of all lists together. If a match is in none of
-the lists, at least MATCHES_PER_LIST matches have a better text score and at least as many are newer. Such matches
-follow after the ranked ones, newest first.
+An index can sort matches by text score or by time, but not by a sum of both and of boosts. So this module reads the
+first MATCHES_PER_LIST matches of several lists (of all matches, and of those that get a boost, each by text score and
+by time) and ranks them together. Of a match that is in no list it is known that at least MATCHES_PER_LIST matches have
+a better text score, and that as many are newer. Matches in no list come after the ranked ones, newest first.
 """
 
 from __future__ import annotations
@@ -22,27 +22,26 @@ from services.search.query import author_term
 from services.search.ranking import rank
 from services.search.store import MAX_FOUND, Collection, Hit, Query, SearchIndex
 
-# Matches read from each list. A query with fewer matches is ranked completely. An index lists this many in a few
-# milliseconds. The ids that only the time lists contain (at most three further lists) must fit into one search of
-# MAX_FOUND ids.
+# Maximum number of matches read from each list; an index returns them in a few milliseconds. All matches of a query
+# with fewer are ranked. Matches that are only in the lists by time (one of all matches, three of boosted ones) get
+# their text scores from one more search, of at most MAX_FOUND ids.
 MATCHES_PER_LIST = 300
-# Maximum of followed authors whose tweets get the boost of followed authors: as many as one query of the index may name
-# (`MAX_ANY`). If a reader follows more users, those that graph's StreamFollowingIds returns first get the boost, and
-# tweets of the others are ranked without the boost.
+# Maximum number of followees whose tweets get the boost for followed authors: as many terms as a query of the index may
+# have (`MAX_ANY`). If the reader follows more users, only those that graph's StreamFollowingIds returns first count.
 MAX_FOLLOWEES = 2_000
 
 
 class RankedMatches(NamedTuple):
-    """Tweet ids, best first, and the id below which there are more matches; 0 if there are none."""
+    """The ids of the ranked matches, best first. Matches that were not ranked have ids below `others_below`; it is 0 if
+    all matches were ranked."""
 
     ids: Sequence[int]
     others_below: int
 
 
 class BestMatches:
-    """Ranks the tweets that match a query for one reader. `trending` returns the strength of each trending tweet by id,
-    from 0 to 1. `channel` reaches the graph service.
-    """
+    """Reads and ranks the matches of a query. The ranking depends on the reader, because tweets of followed authors get
+    a boost. `trending` returns the strengths, from 0 to 1, of trending tweets by tweet id."""
 
     def __init__(
         self, channel: grpc.aio.Channel, index: SearchIndex, trending: Callable[[], Mapping[int, float]]
@@ -54,9 +53,8 @@ class BestMatches:
     async def ranked(self, query: Query, hashtags: Sequence[str], reader_id: int, as_of_ms: int) -> RankedMatches:
         """Returns the best matches posted until `as_of_ms` (Unix milliseconds), at most 8 × MATCHES_PER_LIST.
 
-        `hashtags` are index terms; a tweet that has one gets a boost. `reader_id` is 0 for an anonymous reader.
-        Raises UNAVAILABLE if the index cannot answer, and grpc.aio.AioRpcError, with the status code of the call, if
-        the call of graph for the reader's followees fails.
+        `hashtags` are exact terms; a tweet with one of them gets a boost. `reader_id` is 0 for an anonymous reader.
+        Raises UNAVAILABLE if the index cannot answer, AioRpcError if graph does not return the reader's followees.
         """
         below = first_id_at(as_of_ms + 1)
         trending = self._trending()
@@ -66,7 +64,7 @@ class BestMatches:
             self._followees(reader_id),
         )
         others_below = 0
-        # If the list of newest matches is not full, it holds all matches, so no further list is read.
+        # If the list by time is not full, it has all matches, so no other list is needed.
         if len(newest) >= MATCHES_PER_LIST:
             others_below = newest[-1]
             boosted = _boosted_parts(query, followees, hashtags, trending)
@@ -83,9 +81,8 @@ class BestMatches:
         below: int,
         hashtags: Sequence[str],
     ) -> list[Hit]:
-        """Returns the hits of all lists: `newest` and `best` of the whole query, and the same two lists of each
-        boosted part of it.
-        """
+        """Reads the two lists (by time and by text score) of each query in `boosted`, and returns their hits together
+        with those of `newest` and `best`, the two lists of `query`."""
         more_newest, more_best = await asyncio.gather(
             asyncio.gather(*(self._index.newest(Collection.TWEETS, part, below, MATCHES_PER_LIST) for part in boosted)),
             asyncio.gather(*(self._index.best(part, below, MATCHES_PER_LIST, hashtags) for part in boosted)),
@@ -98,10 +95,8 @@ class BestMatches:
         return list(hits.values())
 
     async def _followees(self, reader_id: int) -> frozenset[int]:
-        """Returns the ids of up to MAX_FOLLOWEES users whom the reader follows; none for an anonymous reader.
-
-        Raises grpc.aio.AioRpcError if the call of graph fails.
-        """
+        """Returns the ids of up to MAX_FOLLOWEES users whom the reader follows, none for an anonymous reader. Raises
+        AioRpcError if graph does not answer."""
         if not reader_id:
             return frozenset()
         found: list[int] = []
@@ -117,9 +112,8 @@ class BestMatches:
 def _boosted_parts(
     query: Query, followees: AbstractCollection[int], hashtags: Sequence[str], trending: AbstractCollection[int]
 ) -> list[Query]:
-    """Returns up to three narrower queries: the matches of `query` by followed authors, those with one of the hashtags,
-    and those that are trending. Leaves out a query if there are no followees, hashtags or trending tweets for it.
-    """
+    """Returns up to three queries that each match those matches of `query` that get one of the boosts: tweets by
+    followed authors, tweets with one of the hashtags, and trending tweets."""
     parts = []
     if followees:
         parts.append(query._replace(any_exact=tuple(map(author_term, followees))))
@@ -131,11 +125,8 @@ def _boosted_parts(
 
 
 def _without_cutoff_ties(hits: Sequence[Hit]) -> Sequence[Hit]:
-    """Returns the hits of a list. If the list is full (MATCHES_PER_LIST hits), drops the hits with the lowest score.
-
-    The index cuts a full list somewhere among the matches with its lowest score. Which of these matches are in the list
-    is arbitrary, so none of them is used.
-    """
+    """Returns the hits of a list by text score. If the list is full (MATCHES_PER_LIST hits), leaves out the hits with
+    its lowest score: there may be more matches with this score, and which of them are in the list is arbitrary."""
     if len(hits) < MATCHES_PER_LIST:
         return hits
     least = min((hit.score for hit in hits if hit.score is not None), default=0.0)

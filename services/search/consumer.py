@@ -1,7 +1,8 @@
-"""Consumers of the search service: they index the tweets and users that events name, and count trends.
+"""Consumes events: applies changes of tweets and users to the search index, and counts trends.
 
-An event only names the tweet or user that changed; the consumers read its current state from the owning service. So
-repeated and reordered events do no harm: when the last event is applied, the last state is read.
+The index consumer takes only the id of the tweet or user from an event, and reads the current state from the owning
+service. So repeated and reordered events do no harm: after the last event of a change the current state is in the
+index.
 """
 
 from __future__ import annotations
@@ -55,26 +56,28 @@ TREND_TOPICS = (
     "user.suspended",
     "user.deleted",
 )
-# The maximum of ids in one BatchGetUserCounts call.
+# Maximum number of ids per BatchGetUserCounts call, as its proto says.
 MAX_COUNTS = 500
-# Documents built before the event loop gets control again: about 3 ms.
+# Number of documents built between two yields to the event loop: about 3 ms.
 DOCUMENTS_PER_TURN = 50
-# At a first start, the consumer begins this many seconds in the past. A scan that begins now reads all rows whose
-# events are older, because rows commit before their events are published.
+# If the index was never filled, the consumer begins this many seconds in the past. Older events are not needed: their
+# rows were committed before, so the scan of the first build reads them.
 MARGIN_S = 60.0
-# Seconds of the event log that are replayed at each start, so that the baselines of trends are right.
+# Seconds of the event log that are replayed at each start: the window of trends, and two half-lives, after which three
+# quarters of a baseline are right.
 TREND_REPLAY_S = WINDOW_S + 2 * BASELINE_HALF_LIFE_S
 
 
 class StartPosition(NamedTuple):
-    """The position where a consumer starts: at an offset, or else at a time (Unix milliseconds)."""
+    """The position at which a consumer starts: an offset, or if `offset` is None, a time in Unix milliseconds."""
 
     offset: int | None = None
     time_ms: int | None = None
 
 
 class PositionedConsumer:
-    """A worker that starts its consumer at a given position instead of the consumer group's committed offset."""
+    """A worker that starts a consumer at the position that `start_position` returns, instead of the committed offset of
+    its consumer group."""
 
     def __init__(self, consumer: Consumer, start_position: Callable[[], StartPosition]) -> None:
         self._consumer = consumer
@@ -92,11 +95,10 @@ class PositionedConsumer:
 
 
 class Indexer:
-    """Applies events to the index. `clock` returns Unix seconds."""
+    """Applies events to the search index. `clock` returns Unix seconds."""
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, clock: Callable[[], float]) -> None:
-        # Any, because the generated stub types only know the call class of a gRPC channel, not the in-process
-        # channel's.
+        # Any, because the types of generated stubs do not fit the in-process channel.
         self._get_cores: Any = TweetServiceStub(channel).BatchGetTweetCores
         self._get_refs: Any = UserServiceStub(channel).BatchGetUserRefs
         self._followers = FollowerCounts(channel)
@@ -104,23 +106,22 @@ class Indexer:
         self._clock = clock
 
     def start_position(self) -> StartPosition:
-        """Returns the offset after the last one that is durable in the index; if the index was never filled, a time
-        MARGIN_S ago.
+        """Returns the offset after the index's position, or if the index was never filled, the time MARGIN_S ago.
 
-        An index that stores its own position needs this, because the committed offset of the consumer group may be
-        ahead of the last change that is durable in the index.
+        Only an index that stores its position needs this: the committed offset of the consumer group may be ahead of
+        the last change that is durable in the index.
         """
         position = self._index.position
         if position is not None:
             return StartPosition(offset=position + 1)
-        # The first build reads existing rows; later changes arrive as events.
+        # The first build reads the existing tweets and users, and later changes arrive as events.
         return StartPosition(time_ms=int((self._clock() - MARGIN_S) * 1000))
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Indexes the current state of all tweets and users that the events name.
+        """Reads the current state of the tweets and users in the events, and applies it to the index.
 
-        Raises grpc.aio.AioRpcError if a call of tweet, identity or graph fails, and UNAVAILABLE if the index cannot be
-        written. The event log then delivers the batch again.
+        Raises AioRpcError if tweet, identity or graph does not answer, UNAVAILABLE if the index cannot be written. The
+        consumer then retries the batch.
         """
         tweet_ids: dict[int, None] = {}
         user_ids: dict[int, None] = {}
@@ -140,8 +141,7 @@ class Indexer:
         await self._index.apply((), events[-1].offset)
 
     async def _tweets(self, ids: Sequence[int]) -> list[IndexChange]:
-        """Returns the index changes that put the current state of these tweets, read from the tweet service, into the
-        index."""
+        """Reads the tweets from the tweet service and returns a change of the index for each."""
         if not ids:
             return []
         cores = (await self._get_cores(tweet.BatchGetTweetCoresRequest(ids=ids))).cores
@@ -154,8 +154,7 @@ class Indexer:
         return list(changes.values())
 
     async def _users(self, ids: Sequence[int]) -> list[IndexChange]:
-        """Returns the index changes that put the current state of these users, read from identity and graph, into the
-        index."""
+        """Reads the users from identity and graph, and returns a change of the index for each."""
         if not ids:
             return []
         refs = (await self._get_refs(identity.BatchGetUserRefsRequest(ids=ids))).refs
@@ -169,13 +168,13 @@ class Indexer:
 
 
 class FollowerCounts:
-    """Reads follower counts from graph. Methods raise grpc.aio.AioRpcError if the call of graph fails."""
+    """Reads follower counts from graph. Methods raise AioRpcError if graph does not answer."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._get_counts: Any = GraphServiceStub(channel).BatchGetUserCounts
 
     async def counts(self, user_ids: Sequence[int]) -> dict[int, int]:
-        """Returns the number of followers for each of the user ids; 0 for users without any."""
+        """Returns the number of followers by user id. It is 0 for unknown users too."""
         found = dict.fromkeys(user_ids, 0)
         for start in range(0, len(user_ids), MAX_COUNTS):
             asked = graph.BatchGetUserCountsRequest(ids=user_ids[start : start + MAX_COUNTS])
@@ -185,7 +184,8 @@ class FollowerCounts:
 
 
 class TrendCounter:
-    """Counts the tags of tweets, and reactions to tweets, for trends. `clock` returns Unix seconds."""
+    """Counts who uses hashtags in tweets, and who likes, retweets, quotes or replies to tweets, for trends. `clock`
+    returns Unix seconds."""
 
     def __init__(
         self, channel: grpc.aio.Channel, tags: Trends[str], tweets: Trends[int], clock: Callable[[], float]
@@ -196,14 +196,15 @@ class TrendCounter:
         self._clock = clock
 
     def start_position(self) -> StartPosition:
-        """Returns the time TREND_REPLAY_S ago: counts live in memory, so every start counts again."""
+        """Returns the time TREND_REPLAY_S ago, because the counts are in process memory and are made again at each
+        start."""
         return StartPosition(time_ms=int((self._clock() - TREND_REPLAY_S) * 1000))
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Adds posts and reactions to the counts of tags and tweets, and subtracts deletions, unlikes and users who are
-        no longer active. An event that is delivered twice counts once.
+        """Adds new tweets and likes to the counts of hashtags and tweets, and subtracts those that were undone or whose
+        user was suspended or deactivated. An event that is delivered twice counts once.
 
-        Raises grpc.aio.AioRpcError if the call of the tweet service fails. The event log then delivers the batch again.
+        Raises AioRpcError if the tweet service does not answer. The consumer then retries the batch.
         """
         bodies = [_body(event) for event in events]
         tags_by_tweet = await self._tags_by_tweet(bodies)
@@ -211,7 +212,7 @@ class TrendCounter:
             match body:
                 case event_pb2.TweetCreated() | event_pb2.TweetEdited() | event_pb2.TweetRestored():
                     at_s = timestamp_ms(body.tweet_id) / 1000
-                    # Removes the counts of the tweet's earlier version, because an edit may change the tags.
+                    # The tweet may have been counted with other hashtags, before an edit.
                     self._tags.remove(body.tweet_id)
                     self._tags.add(body.tweet_id, body.author_id, tags_by_tweet.get(body.tweet_id, {}), at_s)
                     if isinstance(body, event_pb2.TweetCreated):
@@ -231,7 +232,8 @@ class TrendCounter:
                     self._tweets.remove_actor(body.user_id)
 
     async def _tags_by_tweet(self, bodies: Iterable[Any]) -> dict[int, dict[str, str]]:
-        """Returns the tags of each posted, edited or restored tweet, by tweet id."""
+        """Returns the hashtags of the tweets that were created, edited or restored, by tweet id. Leaves out
+        retweets."""
         ids = [
             body.tweet_id
             for body in bodies
@@ -250,7 +252,7 @@ class TrendCounter:
 
 
 def tweet_change(core: tweet_pb2.TweetCore) -> IndexChange:
-    """Returns the index change for a tweet record: its document, or None if the tweet must not be found."""
+    """Returns the change of the index for a tweet. Its document is None if searches must not find the tweet."""
     return IndexChange(Collection.TWEETS, core.head.id, tweet_document(core))
 
 
@@ -261,7 +263,8 @@ def cooperative_batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 def tags_of(core: tweet_pb2.TweetCore) -> dict[str, str]:
-    """Returns the hashtags of a tweet: `tag_key` → first spelling in the tweet, both without `#`."""
+    """Returns the hashtags of a tweet as a dict: `tag_key` of the hashtag → its first spelling in the tweet, both
+    without `#`."""
     tags = tweet_pb2.Tweet.FromString(core.core).entities.hashtags
     found: dict[str, str] = {}
     for entity in tags:
@@ -283,11 +286,8 @@ def _engaged_tweets(body: event_pb2.TweetCreated) -> Iterator[int]:
 
 
 def _body(event: ConsumedEvent) -> Any:
-    """Returns the body of the event, such as TweetCreated.
-
-    Raises DecodeError if the payload is not an event, and ValueError if its body is not one of the topic. The consumer
-    then moves the record to the dead letters.
-    """
+    """Returns the message in the event's oneof, such as TweetCreated. Raises DecodeError if the payload is not an
+    event, ValueError if the message does not belong to the topic. The consumer then makes the event a dead letter."""
     found = event_pb2.Event.FromString(event.payload)
     name = found.WhichOneof("body")
     if name is None or name.replace("_", ".", 1) != event.topic:

@@ -1,4 +1,4 @@
-"""Builds the search documents of tweets and users, and the exact terms that both documents and queries use."""
+"""Builds the documents of tweets and users, and the exact terms that documents and queries have in common."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from services.search.query import author_term, cashtag_term, hashtag_term, menti
 from services.search.store import Document
 from services.search.tokenizer import MAX_TAG_CHARS, MAX_WORD_CHARS, fold, tag_key, words
 
-# The longest prefix of a name that is indexed for completion. A longer input is cut to this length.
+# Maximum length in characters of the prefixes of names that are indexed for completion. Queries with longer words are
+# cut to this length.
 MAX_PREFIX_CHARS = 15
 
 
 def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
-    """Returns the search document of a tweet; None for a deleted tweet and for a retweet (searches find the original
-    instead).
+    """Returns the document of a tweet. Returns None for a hidden tweet, and for a retweet, because searches find the
+    original.
 
-    The exact terms of the document are its author, its hashtags (with their completion and spelling terms), its
-    cashtags and its mentions.
+    Its exact terms are those of its author, hashtags (with completion and spelling terms), cashtags and mentions.
     """
     head = core.head
     if head.deleted or head.retweet_of_id:
@@ -32,8 +32,7 @@ def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
         exact |= dict.fromkeys((hashtag_term(entity.tag), completion_term(entity.tag), spelling_term(entity.tag)))
     exact |= dict.fromkeys(cashtag_term(entity.tag) for entity in named.cashtags)
     exact |= dict.fromkeys(mention_term(entity.username) for entity in named.mentions)
-    # The version is the time of the last edit in Unix milliseconds (0: never edited). The tweet service sets it, so it
-    # grows with every edit.
+    # The version is the time of the last edit in Unix milliseconds, 0 for a tweet that was never edited.
     version = tweet.edited_at.ToMilliseconds() if tweet.edited else 0
     return Document(head.id, version, head.author_id, tuple(exact), words(tweet.text))
 
@@ -41,16 +40,14 @@ def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
 def user_document(
     user: user_pb2.UserRef | user_pb2.User, state: user_pb2.UserState.ValueType, version: int, followers: int
 ) -> Document | None:
-    """Returns the search document of a user, or None unless the account's state is ACTIVE.
-
-    `version` is the identity service's version of the user; `followers` becomes the document's rank.
-    """
+    """Returns the document of a user; None if the user is absent. `version` is the version of the user in identity;
+    `followers`, the number of followers, becomes the document's rank."""
     if state != user_pb2.USER_STATE_ACTIVE:
         return None
     username = tag_key(user.username)
     exact = {username_term(username): None}
     exact |= dict.fromkeys(handle_prefix_term(username[:length]) for length in range(1, len(username) + 1))
-    # Underscores join words in usernames.
+    # Words of a username may be separated by underscores, which `words` does not split.
     for word in {*words(user.display_name), *words(user.username), *words(user.username.replace("_", " "))}:
         exact |= dict.fromkeys(
             name_prefix_term(word[:length]) for length in range(1, min(len(word), MAX_PREFIX_CHARS) + 1)
@@ -59,26 +56,26 @@ def user_document(
 
 
 def completion_term(tag: str) -> str:
-    """Returns the exact term by which searches complete the beginning of a hashtag; `tag` is given without `#`.
-    `tag_of_term` returns the hashtag's key from this term.
-    """
+    """Returns the exact term by which the beginning of a hashtag is completed. `tag` has no `#`. `tag_of_term` returns
+    the hashtag's key from this term."""
     return completion_prefix(tag) + " " + tag_key(tag)
 
 
 def completion_prefix(beginning: str) -> str:
-    """Returns the common prefix of the completion terms of all hashtags that begin with `beginning`, ignoring
-    accents.
-    """
+    """Returns the prefix that the completion terms of all hashtags beginning with `beginning` have in common. Accents
+    are ignored."""
     return "~" + fold(tag_key(beginning))[:MAX_TAG_CHARS]
 
 
 def spelling_term(tag: str) -> str:
-    """Returns the term of one spelling of a hashtag (without `#`). `tag_of_term` returns the spelling from it."""
+    """Returns the exact term of one spelling of a hashtag. `tag` has no `#`. `tag_of_term` returns the spelling from
+    this term."""
     return spelling_prefix(tag_key(tag)) + unicodedata.normalize("NFC", tag)[:MAX_TAG_CHARS]
 
 
 def spelling_prefix(key: str) -> str:
-    """Returns the common prefix of the spelling terms of one hashtag; `key` is its `tag_key`."""
+    """Returns the prefix that the spelling terms of all spellings of a hashtag have in common. `key` is the hashtag's
+    `tag_key`."""
     return f"={key} "
 
 
@@ -91,15 +88,16 @@ def tag_of_term(term: str) -> str:
 
 
 def username_term(username: str) -> str:
-    """Returns the term that only the account with this username has, whatever the case."""
+    """Returns the exact term that only the user with this username has. Case is ignored."""
     return "u:" + tag_key(username)
 
 
 def handle_prefix_term(prefix: str) -> str:
-    """Returns the term of all accounts whose username begins with `prefix`, cut to MAX_PREFIX_CHARS."""
+    """Returns the exact term of all users whose username begins with `prefix`, cut to MAX_PREFIX_CHARS."""
     return "h:" + tag_key(prefix)[:MAX_PREFIX_CHARS]
 
 
 def name_prefix_term(word: str) -> str:
-    """Returns the term of all accounts with a name word that begins with `word` (folded), cut to MAX_PREFIX_CHARS."""
+    """Returns the exact term of all users with a word in username or display name that begins with `word` (folded), cut
+    to MAX_PREFIX_CHARS."""
     return "n:" + word[: min(MAX_PREFIX_CHARS, MAX_WORD_CHARS)]

@@ -15,27 +15,28 @@ from typing import NamedTuple
 from services.platform.rpc import errors
 from services.search.tokenizer import COMBINING_MARKS, tag_key, words
 
-# Each term costs the index one posting list; users do not type more terms than this.
+# Maximum number of terms per query. A query with more is rejected with INVALID_ARGUMENT. The index reads a posting list
+# per term, and users do not type so many.
 MAX_TERMS = 16
-# The maximum of words in all phrases together. No tweet has more words, so no query that could match is rejected.
+# Maximum number of words per query, summed over its phrases. A query with more is rejected with INVALID_ARGUMENT. No
+# tweet has more words, so such a query could not match.
 MAX_WORDS = 280
 
-# A minus excludes a term only at the beginning of the query or after a space. A quotation without a closing quote
-# extends to the end of the query.
+# One chunk of a query: text between quotes, or text without spaces. A minus before it counts only at the start of the
+# query or after a space. If the closing quote is missing, the text ends with the query.
 _CHUNK = re.compile(r'(?:(?<!\S)(-))?(?:["“”„]([^"“”„]*)(?:["“”„]|$)|([^\s"“”„]+))')
 _FROM = re.compile(r"from:@?([A-Za-z0-9_]{1,20})", re.IGNORECASE)
-# Zero-width joiners and the middle dot occur in hashtags of some scripts.
+# Hashtags of some scripts contain zero-width joiners or the middle dot.
 _TAG = re.compile(rf"[#＃]([\w{COMBINING_MARKS}\u200c\u200d\u00b7]+)")
 _MENTION = re.compile(r"[@＠]([A-Za-z0-9_]{1,20})")
 _CASHTAG = re.compile(r"\$([A-Za-z]{1,6}(?:[._][A-Za-z]{1,2})?)")
-# Sentence ends and closing brackets after a hashtag, mention or cashtag.
+# Punctuation that is removed after a hashtag, mention or cashtag.
 _TRAILING = ".,;:!?)]}'"
 
 
 class QueryTerms(NamedTuple):
-    """Terms of a query: exact index terms, phrases (a single word is a phrase of one), and folded usernames of
-    authors.
-    """
+    """Terms of a query: exact terms, phrases (each a sequence of folded words; a word is a phrase of length 1), and the
+    usernames of authors as `tag_key`."""
 
     exact: tuple[str, ...] = ()
     phrases: tuple[tuple[str, ...], ...] = ()
@@ -43,8 +44,8 @@ class QueryTerms(NamedTuple):
 
 
 class ParsedQuery(NamedTuple):
-    """A parsed query: the terms, phrases and authors that a match must have, and in `excluded` those that it must not
-    have."""
+    """A parsed query. A match must have all of `exact`, `phrases` and `authors` (see QueryTerms), and none of
+    `excluded`."""
 
     exact: tuple[str, ...] = ()
     phrases: tuple[tuple[str, ...], ...] = ()
@@ -52,19 +53,20 @@ class ParsedQuery(NamedTuple):
     excluded: QueryTerms = QueryTerms()
 
     def __bool__(self) -> bool:
-        """Returns False if a tweet need not contain any term to match; terms in `excluded` have no influence."""
+        """Returns whether a match must have anything at all. `excluded` does not count."""
         return bool(self.exact or self.phrases or self.authors)
 
 
 class NameQuery(NamedTuple):
-    """A parsed query for users: each of `words` must begin a word of the user's names, and none of `excluded` may."""
+    """A parsed query for users. Each of `words` must be the beginning of a word in the username or display name of a
+    match, and none of `excluded` may be."""
 
     words: tuple[str, ...] = ()
     excluded: tuple[str, ...] = ()
 
 
 class _Collected:
-    """Collects terms in order of appearance, without duplicates."""
+    """Collects terms without duplicates, in the order in which they are added."""
 
     def __init__(self) -> None:
         self._exact: dict[str, None] = {}
@@ -72,9 +74,8 @@ class _Collected:
         self._authors: dict[str, None] = {}
 
     def add(self, quoted: str, plain: str) -> None:
-        """Adds one chunk of the query: `quoted` is the text between quotes, `plain` an unquoted chunk; one of them is
-        empty.
-        """
+        """Adds the term of one chunk of the query. A chunk between quotes is passed as `quoted`, any other as `plain`;
+        the other argument is empty."""
         if author := _FROM.fullmatch(plain):
             self._authors[tag_key(author.group(1))] = None
         elif term := _term(plain.rstrip(_TRAILING)):
@@ -83,7 +84,7 @@ class _Collected:
             self._phrases[phrase] = None
 
     def add_tag(self, tag: str) -> None:
-        """Adds the term of a hashtag or cashtag; `tag` may begin with `#` or `$`."""
+        """Adds the exact term of a hashtag or cashtag; `tag` may begin with `#` or `$`."""
         if term := _tag_term(tag):
             self._exact[term] = None
 
@@ -95,8 +96,8 @@ class _Collected:
 def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) -> ParsedQuery:
     """Returns the parsed form of a query that a user typed, in the syntax that the module's docstring describes.
 
-    A match must also have all `keywords` and `tags`, the separate fields of the request: each keyword is read as one
-    term, in which a leading `-` is no exclusion, and each tag as a hashtag or cashtag, which may begin with `#` or `$`.
+    A match must also have all of `keywords` and `tags`, two other fields of the request. A keyword is one term; a `-`
+    before it does not exclude it. A tag is a hashtag or cashtag, and may begin with `#` or `$`.
 
     Raises INVALID_ARGUMENT if there are more than MAX_TERMS terms in `query`, more than MAX_WORDS words in all, or only
     exclusions.
@@ -117,7 +118,8 @@ def parse(query: str, keywords: Iterable[str] = (), tags: Iterable[str] = ()) ->
 
 
 def parse_names(query: str) -> NameQuery:
-    """Returns the parsed query for users. Words after the first MAX_TERMS of either kind are ignored."""
+    """Returns the parsed form of a query for users. Uses the first MAX_TERMS words and the first MAX_TERMS excluded
+    words, and ignores the others."""
     wanted: list[str] = []
     unwanted: list[str] = []
     for minus, quoted, plain in _CHUNK.findall(query):
@@ -133,9 +135,8 @@ def only_excludes() -> errors.RoostError:
 
 
 def _chunks(query: str) -> list[tuple[bool, str, str]]:
-    """Returns (is excluded, text between quotes, unquoted text) for each chunk. Raises INVALID_ARGUMENT above
-    MAX_TERMS chunks.
-    """
+    """Returns (is excluded, text between quotes, other text) for each chunk; one of the texts is empty. Raises
+    INVALID_ARGUMENT if there are more than MAX_TERMS chunks."""
     found = [
         (_excludes(minus, plain), quoted, plain) for minus, quoted, plain in _CHUNK.findall(query) if quoted or plain
     ]
@@ -145,32 +146,32 @@ def _chunks(query: str) -> list[tuple[bool, str, str]]:
 
 
 def _excludes(minus: str, plain: str) -> bool:
-    # A doubled minus is read as a dash between words, so it excludes nothing.
+    # Two minus signs are a dash between words, so they exclude nothing.
     return bool(minus) and not plain.startswith("-")
 
 
 def hashtag_term(tag: str) -> str:
-    """Returns the index term of a hashtag, given without `#`."""
+    """Returns the exact term of all tweets with a hashtag; `tag` has no `#`."""
     return "#" + tag_key(tag)
 
 
 def cashtag_term(tag: str) -> str:
-    """Returns the index term of a cashtag, given without `$`."""
+    """Returns the exact term of all tweets with a cashtag; `tag` has no `$`."""
     return "$" + tag_key(tag)
 
 
 def mention_term(username: str) -> str:
-    """Returns the index term of a mention, given without `@`."""
+    """Returns the exact term of all tweets that mention a user; `username` has no `@`."""
     return "@" + tag_key(username)
 
 
 def author_term(user_id: int) -> str:
-    """Returns the index term of all tweets of one author."""
+    """Returns the exact term of all tweets of one author."""
     return f"from:{user_id}"
 
 
 def _term(chunk: str) -> str:
-    """Returns the index term if the chunk is exactly one hashtag, mention or cashtag; otherwise an empty string."""
+    """Returns the exact term if the chunk is one hashtag, mention or cashtag, otherwise ""."""
     if found := _TAG.fullmatch(chunk):
         return hashtag_term(found.group(1))
     if found := _MENTION.fullmatch(chunk):
@@ -181,7 +182,7 @@ def _term(chunk: str) -> str:
 
 
 def _tag_term(tag: str) -> str:
-    """Returns the index term of a hashtag or cashtag, which may begin with `#` or `$`; "" if the tag has no other
+    """Returns the exact term of a hashtag or cashtag, which may begin with `#` or `$`; "" if the tag has no other
     characters."""
     name = tag.strip().lstrip("#＃")
     if found := _CASHTAG.fullmatch(name):

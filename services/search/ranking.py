@@ -8,17 +8,17 @@ from collections.abc import Container, Mapping, Sequence
 from services.platform.ids.snowflake import timestamp_ms
 from services.search.store import Hit
 
-# The weights of text relevance and recency, which are equal.
+# Weights of the two main parts of a score, which are equal.
 TEXT = 1.0
 RECENCY = 1.0
-# The weights of three boosts: the reader follows the author; the tweet is trending; the tweet has a word of the query
-# as a hashtag. Followed authors weigh most: text relevance alone can make a longer text score a quarter of a one-word
-# text, and the boost must outweigh that.
+# Weights of the boosts: the reader follows the author; the tweet is trending; a word of the query is a hashtag of the
+# tweet. The first is the largest, because the text score of a long text can be a quarter of that of a one-word text,
+# and the boost must make up for the difference.
 FOLLOWED = 0.8
 TRENDING = 0.5
 HASHTAG = 0.3
-# Recency halves every day. A tweet of last week with the best text still ranks above one of last week with a weaker
-# text.
+# Half-life of recency in milliseconds: one day. After a week recency is below 0.01, so that old tweets are ranked by
+# their text.
 HALF_LIFE_MS = 24 * 3600 * 1000
 
 
@@ -27,8 +27,9 @@ def rank(
 ) -> list[tuple[float, int]]:
     """Returns (score, tweet id) of all hits, highest score first; of equal scores the newer tweet first.
 
-    `followed` holds author ids. `trending` maps tweet ids to a strength from 0 to 1; other tweets have 0. A hit
-    without a text score (not committed to the index yet) is ranked as if its text were the best match.
+    `followed` contains the ids of the authors whom the reader follows. `trending` has the strengths, from 0 to 1, of
+    trending tweets by tweet id. `now_ms` is in Unix milliseconds. A hit without a text score, because the tweet is too
+    new, gets the highest text score.
     """
     most = max((hit.score for hit in hits if hit.score is not None), default=0.0) or 1.0
 
@@ -40,9 +41,10 @@ def rank(
 
 
 def score(hit: Hit, fit: float, followed: bool, trending: float, now_ms: int) -> float:
-    """Returns the score of one tweet, from 0 to the sum of the weights. `fit` is the text relevance from 0 to 1.
+    """Returns the score of one tweet, from 0 to the sum of the weights. `fit` is the text relevance and `trending` the
+    strength of the trend, both from 0 to 1. `followed` is true if the reader follows the author.
 
-    `now_ms` is in Unix milliseconds; a tweet whose id is ahead of it counts as new.
+    `now_ms` is in Unix milliseconds. A tweet with a later time in its id counts as posted now.
     """
     age_ms = max(now_ms - timestamp_ms(hit.id), 0)
     return (
