@@ -1,6 +1,5 @@
-"""Rebuilds the search index from the tweet and identity services while searches continue, at the first start or when an
-operator requests it.
-"""
+"""Builds a new search index from the tweet and identity services while searches use the old one: if the index was never
+filled, or if an operator requests it."""
 
 from __future__ import annotations
 
@@ -26,11 +25,12 @@ from services.search.consumer import FollowerCounts, cooperative_batches, tweet_
 from services.search.documents import user_document
 from services.search.store import Collection, IndexChange, SearchIndex
 
-# Seconds between a failed build and the next one: the first value, doubled with each further failure up to the second.
+# Seconds between a failed build (or scan) and the next attempt: RETRY_FIRST_S, doubled with each further failure up to
+# RETRY_MAX_S.
 RETRY_FIRST_S = 0.2
 RETRY_MAX_S = 30.0
-# Seconds between two checks whether the index was ever filled: a shared index may be dropped, or created late, while
-# this process runs.
+# Seconds between two checks whether the index was ever filled. The checks are repeated, because an index on OpenSearch
+# may be dropped, or OpenSearch may be available late, while this process runs.
 POLL_EVERY_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -39,8 +39,8 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Rebuilder(BackgroundWorker):
-    """Rebuilds the index, one build at a time in this process. As a worker it checks at the start, and then every
-    POLL_EVERY_S seconds, whether the index was ever filled; if not, it starts a build."""
+    """A worker that checks at its start, and then every POLL_EVERY_S seconds, whether the index was ever filled, and if
+    not, starts a build. Operators can start a build too. At most one build runs in this process."""
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, sleep: Sleep = asyncio.sleep) -> None:
         super().__init__("search-rebuild")
@@ -52,24 +52,22 @@ class Rebuilder(BackgroundWorker):
         self._building: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the periodic checks, the first of them at once; a check starts a build if the index was never
-        filled."""
+        """Makes the first check, and starts the periodic checks."""
         await self._build_if_never_filled()
         await super().start()
 
     async def stop(self) -> None:
-        """Cancels the build in progress. The index in use is not changed."""
+        """Stops the checks and cancels the build in progress. The index in use does not change."""
         await super().stop()
         if self._building is not None:
             self._building.cancel()
             await asyncio.wait((self._building,))
 
     def begin(self) -> bool:
-        """Starts a build in the background and returns True; returns False if a build is in progress."""
+        """Starts a build in the background and returns True. Returns False if this process is building already."""
         if self._building is not None and not self._building.done():
             return False
-        # An empty context, so that the build does not inherit the deadline and the metadata of the call that started
-        # it.
+        # An empty context, so that the build does not have the deadline and the actor of the call that starts it.
         self._building = asyncio.get_running_loop().create_task(
             self._build_with_retries(), context=contextvars.Context()
         )
@@ -93,8 +91,8 @@ class Rebuilder(BackgroundWorker):
             log.warning(LogEvent.SEARCH_INDEX_CHECK_FAILED, error=str(error))
 
     async def _build_with_retries(self) -> None:
-        """Builds the index; if a build fails, builds again, with exponential backoff, until one succeeds. Returns
-        without a build if another process is building."""
+        """Builds the index, and after a failure again, with exponential backoff, until a build succeeds. Ends if
+        another process is building the index."""
         failures = 0
         while True:
             try:
@@ -102,7 +100,8 @@ class Rebuilder(BackgroundWorker):
                 return
             except errors.RoostError as error:
                 if error.reason == Reason.INDEX_BEING_BUILT:
-                    # The other build serves this process too. If its builder dies, the next poll starts a build.
+                    # This process will use the index that the other process builds. If that process dies, the next
+                    # check starts a build.
                     log.info(LogEvent.SEARCH_INDEX_BUILD_CEDED)
                     return
                 failures += 1
@@ -131,11 +130,9 @@ class Rebuilder(BackgroundWorker):
     async def _resuming(
         self, scan: Callable[[int], AsyncIterator[list[IndexChange]]]
     ) -> AsyncIterator[list[IndexChange]]:
-        """Yields the batches of a scan until the scan ends. `scan(after_id)` starts a scan after that id. If a scan
-        fails transiently, starts a new one after the last id received.
-
-        Raises the AioRpcError of a scan if the error is not transient.
-        """
+        """Yields the batches of a scan. `scan(after_id)` starts a scan of the ids above `after_id`. After a transient
+        error it starts another scan above the last id received. Raises the AioRpcError of a scan if it is not
+        transient."""
         after_id, failures = 0, 0
         while True:
             try:
@@ -151,7 +148,8 @@ class Rebuilder(BackgroundWorker):
             await self._sleep(min(RETRY_FIRST_S * 2.0 ** min(failures - 1, 20), RETRY_MAX_S))
 
     async def _tweets(self, after_id: int) -> AsyncIterator[list[IndexChange]]:
-        """Yields batches of tweet changes in the order of ids, for ids above `after_id`."""
+        """Scans the tweets with ids above `after_id`, in the order of ids. Yields a batch of changes for each message
+        of the scan."""
         async for message in self._scan_tweets(tweet.ScanTweetsRequest(after_id=after_id)):
             changes: list[IndexChange] = []
             for part in cooperative_batches(message.cores):
@@ -161,7 +159,8 @@ class Rebuilder(BackgroundWorker):
                 yield changes
 
     async def _users(self, after_id: int) -> AsyncIterator[list[IndexChange]]:
-        """Yields batches of user changes in the order of ids, for ids above `after_id`, with their follower counts."""
+        """Scans the users with ids above `after_id`, in the order of ids, and reads their follower counts. Yields a
+        batch of changes for each message of the scan."""
         async for message in self._scan_users(identity.ScanUsersRequest(after_id=after_id)):
             changes: list[IndexChange] = []
             for part in cooperative_batches(message.users):

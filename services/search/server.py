@@ -16,9 +16,8 @@ from services.shared.hydration.hydrator import Hydrator
 
 
 async def build(context: ServiceContext) -> Service:
-    """Builds the search service on the backends of the process. Each process counts trends by itself, from the whole
-    event log.
-    """
+    """Returns the search service, on Tantivy on the embedded backend, on OpenSearch on the cluster backend. Each
+    process counts trends itself, so its consumer (`broadcast`) gets the events of all partitions."""
     opened: OpenedStore[SearchIndex] = await open_store(context)
     index = opened.store
     tags: Trends[str] = Trends(context.clock, TAG_MIN_ACTORS)

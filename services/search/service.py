@@ -25,12 +25,12 @@ from services.search.trends import Trend, Trends
 from services.search.tweets import TweetSearch
 from services.search.users import UserSearch
 
-# Seconds for which a ranking of trends is cached, however many requests need it. Trends change over minutes.
+# Seconds for which a ranking of trends is cached, because computing it is slow and trends change over minutes.
 RANKING_TTL_S = 1.0
 
 log = structlog.get_logger(__name__)
 
-# The generated context type differs from method to method, and no method here uses its context.
+# The generated type of the context differs per method. No method here uses the context.
 _Context = Any
 
 
@@ -44,14 +44,15 @@ class CachedRanking:
         self._ranked: Sequence[Trend] = ()
 
     def __call__(self) -> Sequence[Trend]:
-        """Returns the trends, strongest first, at most RANKING_TTL_S old."""
+        """Returns the ranking, strongest trend first, at most RANKING_TTL_S old."""
         now_s = self._clock()
         if abs(now_s - self._at_s) >= RANKING_TTL_S:
             self._at_s, self._ranked = now_s, self._trends.ranking()
         return self._ranked
 
     def strengths(self) -> Mapping[Any, float]:
-        """Returns, by trending key, the key's strength divided by the strength of the strongest key: from 0 to 1."""
+        """Returns the strengths of the trends by key, divided by the greatest strength, so that they are from 0 to
+        1."""
         ranked = self()
         return {trend.key: trend.strength / ranked[0].strength for trend in ranked if ranked[0].strength > 0}
 
@@ -163,18 +164,16 @@ class SearchService(SearchServiceServicer):
         return await self._user_search.page(names, request.cursor, page_size_of(request), calls.reader_id())
 
     async def _complete_tag(self, beginning: str, limit: int) -> list[str]:
-        """Returns up to `limit` hashtags that begin with `beginning`, the most used first, each in its most used
-        spelling.
-        """
+        """Returns up to `limit` hashtags that begin with `beginning` (without `#`), the most used first, each in its
+        most used spelling."""
         terms = await self._index.terms(completion_prefix(beginning), limit)
         keys = [tag_of_term(term) for term in terms]
         spellings = await self._index.most_used([spelling_prefix(key) for key in keys])
-        # If the last tweet with a hashtag is deleted between the two calls, `most_used` returns no spelling; then this
-        # method returns the key of the hashtag.
+        # `most_used` returns no spelling if the last tweet with the hashtag was deleted between the two calls. Then the
+        # key of the hashtag takes its place.
         return [tag_of_term(term) or key for key, term in zip(keys, spellings, strict=True)]
 
     def _offset(self, cursor: str, list_name: str) -> int:
-        """Returns the list position that the cursor holds; 0 without a cursor. Raises INVALID_ARGUMENT if the cursor
-        belongs to another list.
-        """
+        """Returns the index in the list at which the page begins: that in the cursor, 0 if `cursor` is empty. Raises
+        INVALID_ARGUMENT if the cursor belongs to another list."""
         return int(self._cursors.open(cursor, list_name, 0)[0]) if cursor else 0

@@ -1,9 +1,8 @@
-"""Splits texts and queries into words. Both use the same rules, so that a query matches the text that it was copied
-from.
+"""Splits texts and queries into words by the same rules, so that a query that was copied from a text matches the text.
 
-Words are folded: case, width, accents, strokes through letters and vowel points are removed. Each character of a
-script without spaces (Thai, Han, kana, …) and each emoji is a word of its own, so a word of such a script is searched
-as a phrase. No character is an operator: every input yields words only.
+Words are folded: differences of case, width, accents, strokes through letters and vowel points are removed. Each
+character of a script without spaces (Thai, Han, kana, …) and each emoji is a word, so a query in such a script is a
+phrase. No character is an operator.
 """
 
 from __future__ import annotations
@@ -12,23 +11,24 @@ import re
 import sys
 import unicodedata
 
-# Longer words are cut to this length, in texts and in queries alike. No word that users search for is longer.
+# Maximum length of a word in characters. Longer words are cut to it, in texts and in queries. Words that users search
+# for are shorter.
 MAX_WORD_CHARS = 64
-# The maximum length of a hashtag in the protos.
+# Maximum length of a hashtag in characters, as in the protos. Longer ones are cut to it.
 MAX_TAG_CHARS = 100
 
-# Characters of scripts written without spaces: Thai, Lao, Burmese, Khmer, kana, Han. Each is a word of its own.
+# Characters of scripts without spaces: Thai, Lao, Burmese, Khmer, kana, Han. Each is a word.
 _ALONE = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _EMOJI = "\u2190-\u21ff\u2300-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
-# Combining marks (vowel signs and the like) belong to a word, but Python's \w does not match them.
+# Combining marks, such as vowel signs. They belong to words, but Python's \w does not match them.
 COMBINING_MARKS = re.escape("".join(c for c in map(chr, range(0x300, 0xFFFF)) if unicodedata.category(c)[0] == "M"))
 _WORD = re.compile(rf"[{_ALONE}{_EMOJI}]|[^\W{_ALONE}]+(?:[{COMBINING_MARKS}]+[^\W{_ALONE}]*)*")
 
-# Marks that few users type in a search, so folding removes them: accents of Latin, Greek and Cyrillic, points of
-# Hebrew, vowel signs of Arabic. Marks of other scripts (Indic vowels, kana voicing) make a different word and are
-# kept.
+# Ranges of marks that folding removes, because few users type them in a search: accents of Latin, Greek and Cyrillic,
+# points of Hebrew, vowel signs of Arabic. Marks of other scripts (Indic vowels, kana voicing) make a different word, so
+# they are not removed.
 _OPTIONAL_MARKS = (
     (0x300, 0x36F),
     (0x483, 0x487),
@@ -43,7 +43,8 @@ _OPTIONAL_MARKS = (
     (0xFB1E, 0xFB1E),
     (0xFE20, 0xFE2F),
 )
-# Letters that Unicode does not decompose, and whose Unicode name does not contain their base letter.
+# Letters that Unicode does not decompose and whose Unicode name does not contain their base letter, with their
+# replacements.
 _OTHER_FORMS = {
     "æ": "ae",
     "œ": "oe",
@@ -52,8 +53,8 @@ _OTHER_FORMS = {
     "ŋ": "n",
     "ı": "i",
     "ȷ": "j",
-    # Arabic spelling variants: final forms, Persian letters, alef wasla, and the tatweel (stretching line), which is
-    # dropped.
+    # Spelling variants of Arabic: final forms, Persian letters, alef wasla. The tatweel (a line that stretches a word)
+    # is removed.
     "ى": "ي",
     "ی": "ي",
     "ک": "ك",
@@ -74,9 +75,8 @@ _NAMED_FORM = re.compile(r"LATIN SMALL LETTER ([A-Z]{1,2}) WITH .+")
 
 
 def _folded_characters() -> dict[int, str]:
-    """Returns the translation table of `fold`: code point of a decomposed, lower-case character → its replacement,
-    which is empty if folding drops the character.
-    """
+    """Returns the translation table for `fold`: the code point of a decomposed, lower-case character → its replacement,
+    which is empty if folding removes the character."""
     made = {ord(letter): plain for letter, plain in _OTHER_FORMS.items()}
     for first, last in _OPTIONAL_MARKS:
         made |= {code: "" for code in range(first, last + 1) if unicodedata.category(chr(code)) == "Mn"}
@@ -101,10 +101,8 @@ def fold(text: str) -> str:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Returns the folded words of the text in order, each cut to MAX_WORD_CHARS.
-
-    The strings are interned, because most words recur in many tweets.
-    """
+    """Returns the folded words of the text in order, each cut to MAX_WORD_CHARS. The strings are interned, because most
+    words occur in many tweets."""
     return tuple(sys.intern(word[:MAX_WORD_CHARS]) for word in _WORD.findall(fold(text)))
 
 

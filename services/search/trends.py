@@ -1,9 +1,9 @@
-"""Ranks trends: compares how many different users acted on a key (a tag or a tweet) in the last hour with how many
-usually do.
+"""Ranks trends. The key of a trend is a hashtag or the id of a tweet; an action of a user on it is a tweet with the
+hashtag, or a like, retweet, quote or reply. A key trends if more different users act on it in the last hour than usual.
 
-Users are counted, not actions: an account that repeats a tag a thousand times counts once. The number of keys is
-bounded. If the bound is reached, the keys with the fewest users are evicted first, so a flood of invented tags evicts
-tags that one user uses, not tags that several use.
+Users are counted, not actions: a user who repeats a hashtag a thousand times counts once. If there are too many keys,
+those with the fewest users are evicted, so a flood of invented hashtags evicts hashtags that one user uses, not those
+of several users.
 """
 
 from __future__ import annotations
@@ -19,35 +19,37 @@ from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-# The length in seconds of the window in which users are counted.
+# Length of the window in seconds: users are counted by their actions in the last hour.
 WINDOW_S = 3_600.0
-# Half-life of the baseline in seconds: a change that began three hours ago is half included.
+# Half-life of the baseline in seconds. The baseline is what is usual for a key: its number of users per window,
+# smoothed so that three hours after a change it has moved half of the way.
 BASELINE_HALF_LIFE_S = 3 * 3_600.0
-# Seconds between two updates of the baselines.
+# Seconds per step. At each step actions older than the window are subtracted, and the baselines are updated.
 STEP_S = 300.0
-# The minimum of different users for a trending tag, and for a trending tweet. The tweet's author is not counted.
+# Minimum number of different users in the window for a hashtag, and for a tweet, to trend. The author of a tweet does
+# not count for it.
 TAG_MIN_ACTORS = 3
 TWEET_MIN_ACTORS = 2
-# Maximum of actions in memory, about 300 bytes each. If there are more, the oldest are evicted and the window becomes
-# shorter.
+# Maximum number of actions in memory, about 300 bytes each. Beyond it the oldest are evicted, so the window is shorter
+# than an hour.
 MAX_ACTS = 100_000
-# The most keys for which one action is counted. A tweet with more tags than this is spam.
+# Maximum number of keys for which one action counts; further keys are ignored. A tweet with more hashtags is spam.
 MAX_KEYS_PER_ACT = 10
-# Maximum of keys in memory. If there are more, the weakest tenth is evicted.
+# Maximum number of keys in memory. Beyond it the tenth with the fewest users is evicted.
 MAX_KEYS = 10_000
-# The heap may hold as many removed actions as there are actions, plus this many; then it is rebuilt.
+# The heap of actions may contain as many removed actions as there are actions in memory, plus this number. Beyond it
+# the heap is rebuilt.
 MAX_STALE_HEAP_ENTRIES = 1_000
-# A baseline (users per window) below this is treated as 0.
+# A key without users is dropped once its baseline (in users per window) is below this number.
 MIN_BASELINE = 0.05
-# Maximum length of a ranking.
+# Maximum number of trends in a ranking; weaker ones are left out.
 MAX_RANKED = 100
 
 
 class Trend(NamedTuple):
-    """A trending key. `strength` is the number of standard deviations above the baseline. `actors` is the number of
-    different users and `acts` the number of actions in the window. `spelling` is the spelling that most users wrote,
-    empty for a tweet.
-    """
+    """A trend. `strength` says by how many standard deviations the number of users is above the baseline. `actors` is
+    the number of different users in the window, `acts` the number of their actions. `spelling` is the spelling of the
+    hashtag that most users wrote, "" for a tweet."""
 
     key: Hashable
     strength: float
@@ -58,25 +60,24 @@ class Trend(NamedTuple):
 
 @dataclass(slots=True)
 class _KeyCounts:
-    """The counts of one key: its users and spellings in the window, and its baseline."""
+    """The counts of one key in the window, and its baseline."""
 
-    # By user: the user's number of actions in the window. `spellings` has the same numbers for each spelling.
+    # `actors` has the number of actions in the window by user id; `spellings` has the same for each spelling.
     actors: Counter[int] = field(default_factory=Counter)
     spellings: dict[str, Counter[int]] = field(default_factory=dict)
     acts: int = 0
-    # Users in a window, smoothed over hours.
+    # The usual number of users per window; see BASELINE_HALF_LIFE_S.
     baseline: float = 0.0
 
     def add(self, actor: int, spelling: str) -> None:
-        """Counts one action."""
+        """Counts one action of the user `actor`."""
         self.acts += 1
         self.actors[actor] += 1
         self.spellings.setdefault(spelling, Counter())[actor] += 1
 
     def remove(self, actor: int, spelling: str) -> None:
-        """Subtracts one action from the counts. Does nothing if the action is not in the counts, because the key was
-        evicted and added again since.
-        """
+        """Subtracts one action of the user `actor`. Does nothing if the action is not counted: the key may have been
+        evicted and added again since."""
         spelled = self.spellings.get(spelling, Counter())
         if actor not in spelled:
             return
@@ -89,13 +90,14 @@ class _KeyCounts:
             del self.spellings[spelling]
 
     def spelling(self) -> str:
-        """Returns the spelling that most users wrote; if several are equally frequent, the first in code-point order,
-        which prefers capital letters (`RoostMesh` before `roostmesh`).
-        """
+        """Returns the spelling that most users wrote, of equally frequent ones the first in code-point order
+        (`RoostMesh` before `roostmesh`). Returns "" if there is none."""
         return min(self.spellings, key=lambda one: (-len(self.spellings[one]), one), default="")
 
     def strength(self) -> float:
-        """Returns by how many standard deviations the current number of users is above the baseline."""
+        """Returns by how many standard deviations the number of users is above the baseline. The deviation is the
+        square root of the baseline, as of a Poisson distribution; 1 is added so that a few users of a new key are not
+        infinitely strong."""
         return (len(self.actors) - self.baseline) / math.sqrt(self.baseline + 1.0)
 
 
@@ -103,15 +105,15 @@ class _KeyCounts:
 class _Act(Generic[K]):
     actor: int
     at_s: float
-    # Key → its spelling in this action.
+    # The keys of this action, each with its spelling.
     keys: dict[K, str]
 
 
 class Trends(Generic[K]):
-    """Counts, for each key (a tag or a tweet), the users who acted on it. `clock` returns Unix seconds.
+    """Counts the users who act on each key. `clock` returns Unix seconds.
 
-    A key trends if at least `min_actors` different users acted on it in the window. Callers add actions roughly in the
-    order of their time; an action may be added repeatedly or late.
+    A key trends if at least `min_actors` different users acted on it in the window, and more than its baseline. Callers
+    add actions roughly in the order of time; an action may be added twice or late.
     """
 
     def __init__(
@@ -122,8 +124,8 @@ class Trends(Generic[K]):
         self._max_acts = max_acts
         self._max_keys = max_keys
         self._acts: dict[Hashable, _Act[K]] = {}
-        # A heap of actions, oldest first. A removed action stays in the heap until it is the oldest, or until the heap
-        # holds too many removed actions. `_number` grows with each action and orders actions of the same time.
+        # A heap of actions, oldest first. A removed action stays in it until it is the oldest, or until the heap is
+        # rebuilt (MAX_STALE_HEAP_ENTRIES). `_number` grows with each action and orders actions of equal time.
         self._by_time: list[tuple[float, int, Hashable, _Act[K]]] = []
         self._number = 0
         self._entries: dict[K, _KeyCounts] = {}
@@ -133,13 +135,13 @@ class Trends(Generic[K]):
         return len(self._entries)
 
     def add(self, act: Hashable, actor: int, keys: Mapping[K, str], at_s: float) -> None:
-        """Counts one action, identified by `act`, of the user `actor` at `at_s` (Unix seconds).
+        """Counts the action `act` (any id of the action) of the user `actor` at `at_s` (Unix seconds). `keys` has the
+        spelling of each key, "" for a tweet; only the first MAX_KEYS_PER_ACT keys count.
 
-        Does nothing if the action is known already or older than the window. `keys` maps each key to its spelling; the
-        spelling is empty for tweets. Only the first MAX_KEYS_PER_ACT keys count.
+        Does nothing if the action is counted already, or is older than the window.
         """
-        # Advances the counts to the time of the action, not to the clock, so that a replay of the last hours updates
-        # the baselines in the same steps as the original actions did.
+        # The counts are advanced to the time of the action, not of the clock. So a replay of the last hours makes the
+        # same steps, and the same baselines, as the actions did.
         self._advance(min(at_s, self._clock()))
         counted = dict(islice(keys.items(), MAX_KEYS_PER_ACT))
         if not counted or act in self._acts or at_s <= self._now_s() - WINDOW_S:
@@ -155,13 +157,13 @@ class Trends(Generic[K]):
             self._evict_weakest()
 
     def remove(self, act: Hashable) -> None:
-        """Subtracts an action that was undone from the counts. Does nothing if the action is not in memory."""
+        """Subtracts an action, because it was undone or is too old. Does nothing if it is not in memory."""
         removed = self._acts.pop(act, None)
         if removed is None:
             return
         for key, spelling in removed.keys.items():
             entry = self._entries.get(key)
-            # The key was evicted after the action, and its counts with it.
+            # The key was evicted after this action.
             if entry is None:
                 continue
             entry.remove(removed.actor, spelling)
@@ -172,12 +174,12 @@ class Trends(Generic[K]):
             heapq.heapify(self._by_time)
 
     def remove_actor(self, actor: int) -> None:
-        """Subtracts all actions of the user from the counts."""
+        """Subtracts all actions of the user."""
         for act in [name for name, done in self._acts.items() if done.actor == actor]:
             self.remove(act)
 
     def ranking(self) -> Sequence[Trend]:
-        """Returns the keys that trend now, strongest first, at most MAX_RANKED."""
+        """Returns the trends of now, strongest first, at most MAX_RANKED."""
         self._advance(self._clock())
         trending = (
             (entry.strength(), entry.acts, str(key), key, entry)
@@ -195,17 +197,16 @@ class Trends(Generic[K]):
     def _advance(self, now_s: float) -> None:
         """Updates the counts to the time `now_s` (Unix seconds) in steps of STEP_S seconds (five minutes).
 
-        Each step subtracts the actions that are now older than WINDOW_S from the counts of users, and moves the
-        baseline of each key towards its current count. The first call only stores `now_s` as the time of the first
-        step. Later calls do nothing if `now_s` is less than one step after the last step, or before it.
+        Each step subtracts the actions that are older than WINDOW_S, and moves the baseline of each key towards its
+        number of users. The first call only stores `now_s` as the time from which steps are counted. Later calls do
+        nothing if `now_s` is less than one step after the last step, or before it.
         """
         if self._stepped_s is None:
             self._stepped_s = now_s
         while now_s >= self._stepped_s + STEP_S:
             steps = 1.0
             if not self._acts:
-                # If no action is in memory, every key has zero users in each of these steps, so one update computes
-                # all steps.
+                # Without actions in memory all keys have 0 users in each step, so one update can compute all steps.
                 steps = (now_s - self._stepped_s) // STEP_S
             self._stepped_s += steps * STEP_S
             self._expire(self._stepped_s)
@@ -221,9 +222,8 @@ class Trends(Generic[K]):
             self.remove(act)
 
     def _update_baselines(self, steps: float) -> None:
-        """Moves the baseline of each key towards its current number of users, as far as `steps` steps of STEP_S seconds
-        would. Then drops each key that has no users and a baseline below MIN_BASELINE.
-        """
+        """Moves the baseline of each key towards its number of users by `steps` steps of STEP_S seconds. Then drops the
+        keys that have no users and a baseline below MIN_BASELINE."""
         decay = math.exp2(-steps * STEP_S / BASELINE_HALF_LIFE_S)
         for key, entry in list(self._entries.items()):
             entry.baseline = entry.baseline * decay + len(entry.actors) * (1.0 - decay)

@@ -1,4 +1,4 @@
-"""Searches tweets and returns pages of the matches that the reader may see."""
+"""Searches tweets. A page has only the matches that the reader may see."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from services.search.users import UserSearch
 from services.shared.hydration.fill_page import IdBatch, StoredList, fill_page
 from services.shared.hydration.hydrator import Hydrator
 
-# A value in cursors of `top`: all ranked matches were returned, and the next page continues with the other matches by
-# descending id.
+# In cursors of `top`, in place of an index in the ranked matches: all of them were returned, and the next page begins
+# among the other matches, newest first.
 AFTER_RANKED = -1
 
 TweetPage = tuple[list[bytes], str]
@@ -26,8 +26,8 @@ _EMPTY_PAGE: TweetPage = ([], "")
 class TweetSearch:
     """Searches tweets. `clock` returns Unix seconds.
 
-    All methods raise grpc.aio.AioRpcError if a call of tweet, identity or graph fails, and UNAVAILABLE if the index
-    cannot answer. If the visibility of a tweet cannot be checked, they raise one of these errors and do not return it.
+    All methods raise AioRpcError if tweet, identity or graph does not answer, and UNAVAILABLE if the index cannot
+    answer. A tweet whose visibility cannot be checked is never returned.
     """
 
     def __init__(
@@ -47,10 +47,8 @@ class TweetSearch:
         self._clock = clock
 
     async def latest(self, parsed: ParsedQuery, cursor: str, size: int, reader_id: int) -> TweetPage:
-        """Returns a page of matches, newest first, and the cursor of the next page (empty on the last).
-
-        Tweets are serialized. Raises INVALID_ARGUMENT if the cursor belongs to another query.
-        """
+        """Returns a page of matches, newest first, as serialized tweets, and the next cursor (empty on the last page).
+        `reader_id` is 0 for an anonymous reader. Raises INVALID_ARGUMENT if the cursor belongs to another query."""
         name = f"search_latest/{_digest(parsed)}"
         before_id = int(self._cursors.open(cursor, name, 0)[0]) if cursor else 0
         query = await self._resolve(parsed)
@@ -63,12 +61,13 @@ class TweetSearch:
         return [tweet.data for tweet in page.tweets], next_cursor
 
     async def top(self, parsed: ParsedQuery, cursor: str, size: int, reader_id: int) -> TweetPage:
-        """Returns a page of matches, best first, and the cursor of the next page (empty on the last).
+        """Returns a page of matches, best first, as serialized tweets, and the next cursor (empty on the last page).
+        The ranked matches come first, then all others, newest first.
 
-        The ranked matches come first, then all others, newest first. The cursor holds the time of the first page:
-        later tweets are left out, and ages do not change between pages. Each page ranks again and continues after the
-        last tweet of the page before, so a match whose rank changed between pages may appear twice or be missed.
-        Raises INVALID_ARGUMENT if the cursor belongs to another query or reader.
+        The cursor contains the time of the first page: later pages leave out newer tweets and compute recency for this
+        time. Each page ranks again and begins after the last tweet of the previous page, so a match whose rank changed
+        between two pages may appear twice or be missing. Raises INVALID_ARGUMENT if the cursor belongs to another query
+        or reader.
         """
         name = f"search_best/{_digest(parsed)}"
         start, last_id, as_of_ms = 0, 0, int(self._clock() * 1000)
@@ -84,8 +83,8 @@ class TweetSearch:
             ranked: Sequence[int] = ()
             others_below = last_id
         else:
-            # If the last tweet of the previous page was deleted, it is no longer in the list, and the tweets after it
-            # have moved up by one. So the page then starts one position earlier than the cursor says.
+            # `start` is the index after the last tweet of the previous page. If this tweet was deleted since, the
+            # tweets after it have moved up by one, so the page starts one index earlier.
             ranked = ids[places.get(last_id, start - 2) + 1 if last_id else 0 :]
 
         async def ranked_then_others() -> AsyncGenerator[IdBatch, None]:
@@ -104,30 +103,29 @@ class TweetSearch:
     async def in_order(
         self, ids: Sequence[int], start: int, size: int, reader_id: int, seal: Callable[[int], str]
     ) -> TweetPage:
-        """Returns a page of the given ids that the reader may see, from index `start` on, and the cursor of the next
-        page.
-
-        `seal` makes the cursor of an index in `ids`.
-        """
+        """Returns a page of the tweets `ids` that the reader may see, from the index `start` on, and the next cursor
+        (empty on the last page). `seal` returns the cursor for an index in `ids`."""
         found = (await self._hydrator.visible(reader_id, ids[start:], size + 1)).tweets
         if len(found) <= size:
             return [tweet.data for tweet in found], ""
         return [tweet.data for tweet in found[:size]], seal(ids.index(found[size - 1].id, start) + 1)
 
     async def _resolve(self, parsed: ParsedQuery) -> Query | None:
-        """Returns the index query, with usernames replaced by user ids; None if no tweet can match."""
+        """Returns the query for the index, with user ids in place of usernames. Returns None if no tweet can match: the
+        query is empty, or an author does not exist."""
         authors = [await self._user_search.user_id(name) for name in parsed.authors]
         if not parsed or 0 in authors:
             return None
         exact, phrases, names = parsed.excluded
-        # An excluded username without an account excludes nothing.
+        # An excluded author who does not exist excludes nothing.
         excluded = [user_id for user_id in [await self._user_search.user_id(name) for name in names] if user_id]
         return Query(
             (*parsed.exact, *map(author_term, authors)), parsed.phrases, (*exact, *map(author_term, excluded)), phrases
         )
 
     def _newest(self, query: Query, before_id: int, first_ids: int) -> StoredList:
-        """Returns the matches with ids below `before_id` (0: no bound), newest first."""
+        """Returns the list of matches with ids below `before_id` (0: no bound), newest first. `first_ids` is the size
+        of its first batch."""
 
         def read(before_id: int, limit: int) -> Awaitable[Sequence[int]]:
             return self._index.newest(Collection.TWEETS, query, before_id, limit)
@@ -136,5 +134,6 @@ class TweetSearch:
 
 
 def _digest(parsed: ParsedQuery) -> str:
-    """Returns a hash of the query. It is part of the cursor's name, so that a cursor is rejected with another query."""
+    """Returns a hash of the query. It is part of the list name in cursors, so that a cursor of another query is
+    rejected."""
     return hashlib.sha256(repr(parsed).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Searches users by name and returns the matches that the reader may see, best match first."""
+"""Searches users by name. A page has only the matches that the reader may see, best match first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from services.search.query import NameQuery
 from services.search.store import Collection, Query, RankPosition, SearchIndex
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
 
-# The low bits of a list entry's order key, which hold the number of followers; the higher bits hold the kind of match.
+# Number of low bits in the sort key of a match. They contain the number of followers; the higher bits contain the kind
+# of match.
 FOLLOWERS_BITS = 32
 
 # The characters of a folded username.
@@ -26,9 +27,8 @@ _HANDLE_CHARS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789_")
 
 
 class UserSearch:
-    """Searches users. Methods raise grpc.aio.AioRpcError if a call of identity or graph fails, and UNAVAILABLE if the
-    index cannot answer. If the visibility of a user cannot be checked, they raise one of these errors.
-    """
+    """Searches users. Methods raise AioRpcError if identity or graph does not answer, and UNAVAILABLE if the index
+    cannot answer. A user whose visibility cannot be checked is never returned."""
 
     def __init__(self, channel: grpc.aio.Channel, index: SearchIndex, cursors: Cursors) -> None:
         users, graphs = UserServiceStub(channel), GraphServiceStub(channel)
@@ -38,12 +38,11 @@ class UserSearch:
         self._lists = VisibleUserPages(users, graphs.GetVisibilityFilter, cursors)
 
     async def page(self, names: NameQuery, cursor: str, size: int, reader_id: int) -> UserPage:
-        """Returns a page of matching users, and the cursor of the next page (empty on the last).
+        """Returns a page of matching users and the next cursor (empty on the last page).
 
         There are three kinds of matches, in this order: the user whose username equals the query; users whose username
-        begins with the query; users whose names contain, for each word of the query, a word that begins with that word.
-        Within each kind, users are sorted by descending number of followers, and for equal numbers by age of the
-        account, oldest first. Paging returns every match. Each page makes at most one index search for each kind.
+        begins with the query; users whose username and display name have, for each word of the query, a word that
+        begins with it. Within a kind, users with more followers come first, and of equal ones the older account.
         """
         kinds = _match_kinds(names)
 
@@ -53,10 +52,11 @@ class UserSearch:
         return await self._lists.page(f"found_people/{names!r}", fetch, cursor, size, reader_id=reader_id)
 
     async def suggest(self, names: NameQuery, limit: int, reader_id: int) -> list[user_pb2.UserRef]:
-        """Returns up to `limit` (≤ 100) matching users whom the reader may see, in the order of `page`."""
+        """Returns up to `limit` (≤ 100) matching users whom the reader may see, in the order of `page`. May return
+        fewer although more exist."""
         shown: list[user_pb2.UserRef] = []
-        # Reads twice the limit, because some users may be hidden from the reader. A shorter response does no harm:
-        # clients call again at the next keystroke.
+        # Reads twice the limit, because some users may be hidden from the reader. One read is enough, because clients
+        # call again at the next keystroke.
         ids = [user_id for _, user_id in await self._find(_match_kinds(names), None, 2 * limit)]
         if not ids:
             return shown
@@ -72,14 +72,13 @@ class UserSearch:
         return shown
 
     async def user_id(self, username: str) -> int:
-        """Returns the id of the account with this username; 0 if there is none."""
+        """Returns the id of the user with this username; 0 if there is none."""
         found = await self._index.ranked(Collection.USERS, Query(exact=(username_term(username),)), None, 1)
         return found[0].id if found else 0
 
     async def _find(self, kinds: Sequence[Query], below: ListEntry | None, limit: int) -> list[ListEntry]:
-        """Returns up to `limit` users after `below` (None: from the first on), as (order key, user id), best kind of
-        match first.
-        """
+        """Returns up to `limit` matches after `below` (None: from the first on) as (sort key, user id). `kinds` are the
+        queries of `_match_kinds`."""
         kind, after = 0, None
         if below is not None:
             kind = len(kinds) - 1 - (below[0] >> FOLLOWERS_BITS)
@@ -94,8 +93,8 @@ class UserSearch:
 
 
 def _match_kinds(names: NameQuery) -> list[Query]:
-    """Returns one index query for each kind of match, best first. Each query excludes the users that the queries before
-    it match."""
+    """Returns a query for each kind of match (see `UserSearch.page`), best kind first. Each query excludes the matches
+    of the earlier ones."""
     if not names.words:
         return []
     excluded = tuple(map(name_prefix_term, names.excluded))
