@@ -17,7 +17,7 @@ MAX_LARGE_BYTES = 64 << 20
 
 
 class _ClientWait:
-    """Context manager around a wait for bytes from a client: the request is not counted as active meanwhile."""
+    """Context manager around a wait for bytes from a client. During the wait, the request is not counted as active."""
 
     __slots__ = ("_load",)
 

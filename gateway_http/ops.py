@@ -20,8 +20,8 @@ from gateway_http.request import Receive, Request, Response, Route, Scope, Send
 from services.platform.rpc.client_address import NO_PROXIES
 from services.platform.rpc.context import Call, current_call
 
-# Seconds for which rendered metrics are cached, so that several scrapers cost as much as one. A scraper reads metrics
-# about every 15 s.
+# Seconds for which rendered metrics are cached, so that several scrapers take as much CPU time as one. A scraper reads
+# metrics about every 15 s.
 METRICS_MAX_AGE_S = 1.0
 
 

@@ -81,7 +81,7 @@ def find(address: str | None, directory: Path | None = None) -> MeshTarget:
         if len(some) == 1:
             return MeshTarget(some[0].grpc, some[0].operator_token)
     listed = "\n".join(f"  --grpc {run.grpc}   (process {run.pid}, data in {run.data or '?'})" for run in runs)
-    raise CommandError(f"several meshes run here. Say which one is meant with --grpc or ROOST_GRPC_ADDRESS:\n{listed}")
+    raise CommandError(f"several meshes run here: name one with --grpc or ROOST_GRPC_ADDRESS\n{listed}")
 
 
 def with_data_in(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:

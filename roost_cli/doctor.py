@@ -86,7 +86,7 @@ def doctor(
     for check in checks:
         typer.echo(f"{check.state:<6} {check.what}: {check.words}")
     faults = sum(check.state == BAD for check in checks)
-    typer.echo(f"{faults} fault{'' if faults == 1 else 's'} found" if faults else "nothing stands in the way")
+    typer.echo(f"{faults} fault{'' if faults == 1 else 's'} found" if faults else "no faults found")
     if faults:
         raise typer.Exit(FAULTS)
 
@@ -179,8 +179,8 @@ def writable(data_dir: Path) -> Check:
             os.fsync(probe.fileno())
     except OSError as error:
         return Check("data directory", BAD, f"{data_dir} cannot be written: {error.strerror}; choose one with --data")
-    there = "is there" if data_dir.is_dir() else "will be made"
-    return Check("data directory", GOOD, f"{data_dir} {there}, and can be written")
+    there = "exists and is writable" if data_dir.is_dir() else "can be created"
+    return Check("data directory", GOOD, f"{data_dir} {there}")
 
 
 def disk(free: int) -> Check:

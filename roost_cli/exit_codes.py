@@ -40,5 +40,5 @@ def call_error(error: grpc.aio.AioRpcError, doing: str = "") -> CommandError:
     if notes := errors.notes_of(found):
         lines.append(f"  {notes}")
     if found.retry_after_s is not None:
-        lines.append(f"  come back after {found.retry_after_s:g} s")
+        lines.append(f"  retry after {found.retry_after_s:g} s")
     return CommandError("\n".join(lines), UNUSABLE if found.code in _UNREACHABLE else FAULTS)

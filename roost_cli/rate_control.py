@@ -53,9 +53,9 @@ async def with_retries(call: Callable[[], Awaitable[T]], *, retry_for_s: float =
             wait = max(pause * random.uniform(0.5, 1.0), refusal.retry_after_s or 0.0)  # noqa: S311 (jitter)
             if loop.time() + wait > until:
                 limited = refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-                hint = " (rate limits? ROOST_RATE_LIMITS=off)" if limited else ""
+                hint = "; ROOST_RATE_LIMITS=off disables the rate limits of a mesh" if limited else ""
                 raise CommandError(
-                    f"gave up after {retry_for_s:g} s of {refusal.code.name}: {refusal.message}{hint}"
+                    f"retried for {retry_for_s:g} s, still {refusal.code.name}: {refusal.message}{hint}"
                 ) from error
             await asyncio.sleep(wait)
             pause = min(pause * 2, LAST_PAUSE_S)

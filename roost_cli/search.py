@@ -36,8 +36,8 @@ def search(
     ] = False,
     grpc: options.Grpc = None,
 ) -> None:
-    """Rebuild the search index from the services that own the data. Searches continue meanwhile and find all tweets and
-    users."""
+    """Build a new search index from the data of the other services. Until it is complete, searches use the current
+    index."""
     asyncio.run(reindex(connection.find(grpc), progress.for_stream(), wait=wait))
 
 
@@ -62,7 +62,7 @@ async def reindex(
         try:
             before = (await with_retries(look)).index
             started = await begin()
-            shown.say("the index is being built anew" if started else "the index is being built already")
+            shown.say("a new index is being built" if started else "a new index is being built already")
             if not wait:
                 return
             loop = asyncio.get_running_loop()

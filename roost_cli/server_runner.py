@@ -169,8 +169,8 @@ def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
 
 
 async def _print_unreachable_peers(process: Process) -> None:
-    """Prints which services in other processes cannot be called: those without a known address at once, those that have
-    not responded after some seconds then."""
+    """Prints which services in other processes cannot be called: first those without a known address, and after
+    PATIENCE_S seconds (see `peers`) those that have not responded."""
     if process.unaddressed:
         whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
         _print(

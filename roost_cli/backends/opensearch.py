@@ -44,9 +44,10 @@ http.port: {port}
 transport.port: {transport_port}
 path.data: {home}/data
 path.logs: {home}/logs
-# A disk that is nearly full is the developer's to judge; it would turn every index read-only.
+# Without this setting, OpenSearch makes every index read-only if the disk is nearly full, which is common on a
+# developer's machine.
 cluster.routing.allocation.disk.threshold_enabled: false
-# A write to an index that nobody made is a mistake.
+# A write to an index that does not exist is a defect of Roost, so it must fail.
 action.auto_create_index: false
 cluster.max_shards_per_node: 5000
 indices.requests.cache.size: 1%

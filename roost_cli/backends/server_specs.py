@@ -68,14 +68,15 @@ commitlog_directory: {data}/commitlog
 saved_caches_directory: {data}/saved_caches
 hints_directory: {data}/hints
 cdc_raw_directory: {data}/cdc_raw
-# Within a process's life nothing is lost either way; with `group` a write waits for the disk, which tests of durability want.
+# With `group`, a write is acknowledged when it is on disk, which tests of durability need. With `periodic`, only a
+# power failure loses writes.
 commitlog_sync: {sync}
 {sync_period}
 commitlog_disk_access_mode: legacy
-# Snapshots before TRUNCATE and DROP cost more than what they follow.
+# A snapshot before TRUNCATE and DROP takes longer than the statement itself.
 auto_snapshot: false
 hinted_handoff_enabled: false
-# One node on few cores: with more threads (32, 32 and 128 by default) a request is handed around more than it is worked on.
+# The defaults (32, 32 and 128) are for many cores. On few cores, threads would spend most of the time on switching.
 concurrent_reads: 8
 concurrent_writes: 8
 native_transport_max_threads: 16
@@ -119,9 +120,9 @@ transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=2
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
-# A consumer starts at once instead of waiting for others of its group.
+# A consumer starts without waiting for other members of its group.
 group.initial.rebalance.delay.ms=0
-# Tests make and drop topics by the thousand: each partition's files stay small, and go soon.
+# Tests create and delete thousands of topics, so the files of a partition are small and are deleted soon.
 log.segment.bytes=16777216
 log.index.size.max.bytes=262144
 log.segment.delete.delay.ms=1000

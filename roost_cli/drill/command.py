@@ -157,7 +157,7 @@ def report_requests(fault: Fault, result: kill.Result, seconds: float) -> None:
         "requests not answered": f"{result.failed:,}" + (f" ({failed})" if failed else ""),
         "answered when repeated, the store was late": f"{result.slow:,}",
         "longest answer": f"{result.longest_s:.1f} s",
-        "longest way back": f"{max(result.recoveries_s):.1f} s",
+        "longest recovery": f"{max(result.recoveries_s):.1f} s",
         "acknowledged writes": f"{result.acknowledged:,}",
         "lost": f"{len(result.lost):,}",
         "duplicated": f"{len(result.duplicated):,}",

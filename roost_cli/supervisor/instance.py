@@ -20,8 +20,8 @@ START_WITHIN_S = 180.0
 # Seconds between SIGTERM and SIGKILL. A process itself bounds the time for its drain, calls in progress, workers and
 # stores; the sum of these bounds is less.
 STOP_WITHIN_S = 45.0
-# Seconds before a restart. The delay doubles from the minimum to the maximum with each end of the process. A single
-# failure so costs little time, and a process that fails at every start does not use the CPU all the time.
+# Seconds before a restart. The delay doubles from the minimum to the maximum each time that the process ends. So a
+# single failure causes a short outage, and a process that fails at every start does not use the CPU all the time.
 RESTART_MIN_DELAY_S, RESTART_MAX_DELAY_S = 0.1, 5.0
 # If a process ran for at least this many seconds before it ended, the delay is the minimum again.
 HEALTHY_UPTIME_S = 30.0

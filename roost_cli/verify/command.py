@@ -99,8 +99,8 @@ async def audit(mesh: connection.MeshTarget, shown: progress.Progress, *, replay
             truth = await scan_all(channels[0], operator, shown)
             auditor = Auditor(channels, operator, truth, shown)
             await auditor.prepare()
-            stored = await auditor.read_all("homes as they stand")
-            findings["as it stood"] = await auditor.judge(stored)
+            stored = await auditor.read_all("home timelines as stored")
+            findings["as stored"] = await auditor.judge(stored)
             if replay:
                 await replay_all(channels[0], operator, shown)
                 caught_up &= await wait_for_fanout(channels[0], operator, shown)
@@ -154,7 +154,7 @@ async def wait_for_fanout(
             return True
         if lag.paused or loop.time() > until:
             why = "is paused" if lag.paused else f"did not catch up in {wait_s:g} s"
-            shown.say(f"fault: fan-out {why}, {lag.events:,} events behind; auditing the homes as they stand")
+            shown.say(f"fault: fan-out {why}, {lag.events:,} events behind; checking the home timelines as stored")
             return False
         if not said:
             shown.say(f"waiting for fan-out: {lag.events:,} events behind")
@@ -314,7 +314,7 @@ class Auditor:
 
 def _state(trailing: Iterable[tuple[str, str | bytes]] | None) -> str:
     values = [value for key, value in trailing or () if key == STATE_KEY]
-    return str(values[0]) if values else "unsaid"
+    return str(values[0]) if values else "unknown"
 
 
 def report(truth: ServiceData, stored: dict[int, ReadHome], findings: Mapping[str, dict[int, Differences]]) -> bool:

@@ -115,7 +115,7 @@ def test_mesh_none_running_is_reported_as_note(
     assert run(["doctor", "--data", str(tmp_path), "--http", f"127.0.0.1:{_free()}"]) == 0
     said = capsys.readouterr().out
     assert "none runs here" in said
-    assert said.splitlines()[-1] == "nothing stands in the way"
+    assert said.splitlines()[-1] == "no faults found"
 
 
 def test_mesh_named_but_silent_is_a_fault(

@@ -61,8 +61,8 @@ async def test_verify_reports_each_kind_of_fault(
 
     assert await command.audit(fake_mesh, Silent()) is False
     said = capsys.readouterr().out
-    assert "home of user_0000 (100) as it stood: 1 missing" in said
-    assert "as it stood: 1 missing, 1 extra, 1 repeated, 1 misordered" in said
+    assert "home of user_0000 (100) as stored: 1 missing" in said
+    assert "as stored: 1 missing, 1 extra, 1 repeated, 1 misordered" in said
     assert said.splitlines()[-2:] == ["warm: 5 of 5", "1 of 5 timelines exact"]
 
 

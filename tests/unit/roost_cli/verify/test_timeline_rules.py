@@ -201,4 +201,4 @@ async def test_audit_replay_that_breaks_home_is_detected(
     said = capsys.readouterr().out
     assert "home of reader" in said
     assert "after a replay" in said
-    assert "as it stood" not in said
+    assert "as stored" not in said
