@@ -200,9 +200,11 @@ class Verifier:
         signed, kid = _parse(token)
         actor, issued_at, expires_at = _read(signed, await self._key(kid), token, self._clock())
         if expires_at <= self._clock():
-            raise errors.unauthenticated("the access token has expired", reason=Reason.TOKEN_EXPIRED)
+            raise errors.unauthenticated(
+                "the access token has expired: refresh it or sign in again", reason=Reason.TOKEN_EXPIRED
+            )
         if self._revocations and self._revocations.is_revoked(actor, issued_at):
-            raise errors.unauthenticated("the session has ended", reason=Reason.TOKEN_REVOKED)
+            raise errors.unauthenticated("the session has ended: sign in again", reason=Reason.TOKEN_REVOKED)
         while len(self._verified) >= self._max_verified:
             del self._verified[next(iter(self._verified))]
         self._verified[token] = (actor, issued_at, expires_at)

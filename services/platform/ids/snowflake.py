@@ -97,7 +97,7 @@ class Snowflake:
             if snowflake is not None:
                 return snowflake
             await self._sleep(_WAIT_S)
-        raise self._refuse("the clock stands still")
+        raise self._refuse("the clock does not advance")
 
     def try_mint(self) -> int | None:
         """Returns a new id, or None if `mint` would wait. Raises UNAVAILABLE if the clock is further behind the last id
@@ -105,7 +105,7 @@ class Snowflake:
         now = self._clock_ms()
         if now > self.last_ms:
             if not EPOCH_MS <= now <= LAST_MS:
-                raise self._refuse("an id cannot hold the clock's time")
+                raise self._refuse("the clock's time is outside the range of ids")
             if now > self.reserved_ms:
                 self.reserved_ms = self._reserve(now)
             self.last_ms, self._sequence = now, 0
@@ -152,4 +152,4 @@ class Snowflake:
             # Logged once until ids can be minted again: a line for each rejected call would hide the cause.
             self._alerted = True
             _log.error(LogEvent.ID_MINTING_REFUSED, reason=why)
-        return errors.unavailable(f"no ids for now: {why}", reason=Reason.CLOCK)
+        return errors.unavailable(f"no ids can be minted now, because {why}: retry later", reason=Reason.CLOCK)

@@ -85,7 +85,7 @@ class KafkaAdmin:
                 await asyncio.wrap_future(future)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise unavailable(f"Kafka could not create the topic {topic}", error) from error
+                    raise unavailable(f"Kafka could not create the topic {topic}: retry later", error) from error
             self._known.add(topic)
 
     async def partitions(self, names: Sequence[str]) -> list[PartitionKey]:
@@ -97,7 +97,7 @@ class KafkaAdmin:
             try:
                 found = await asyncio.to_thread(self._client.list_topics, missing[0], timeout=REQUEST_TIMEOUT_S)
             except KafkaException as error:
-                raise unavailable("Kafka does not answer", error) from error
+                raise unavailable("Kafka does not answer: retry later", error) from error
             if partitions := len(found.topics[missing[0]].partitions):
                 self._partitions[missing[0]] = partitions
             elif time.monotonic() > give_up:
@@ -119,7 +119,7 @@ class KafkaAdmin:
                     found[tp.topic, tp.partition] = int((await asyncio.wrap_future(future)).offset)
                 except KafkaException as error:
                     if error.args[0].code() not in _ELECTING or time.monotonic() > give_up:
-                        raise unavailable("Kafka does not answer", error) from error
+                        raise unavailable("Kafka does not answer: retry later", error) from error
             missing = [tp for tp in missing if tp not in found]
             if missing:
                 await asyncio.sleep(_METADATA_RETRY_S)
@@ -159,19 +159,19 @@ class KafkaAdmin:
         except KafkaException as error:
             if error.args[0].code() in _NO_MEMBERS_ALLOWED:
                 return False
-            raise unavailable("Kafka did not commit the group's offsets", error) from error
+            raise unavailable("Kafka did not commit the group's offsets: retry later", error) from error
         failed = [p.error for p in answer.topic_partitions if p.error is not None]
         if any(error.code() in _NO_MEMBERS_ALLOWED for error in failed):
             return False
         if failed:
-            raise unavailable("Kafka did not commit the group's offsets", KafkaException(failed[0]))
+            raise unavailable("Kafka did not commit the group's offsets: retry later", KafkaException(failed[0]))
         return True
 
     async def _result(self, future: concurrent.futures.Future[Any]) -> Any:
         try:
             return await asyncio.wrap_future(future)
         except KafkaException as error:
-            raise unavailable("Kafka does not answer", error) from error
+            raise unavailable("Kafka does not answer: retry later", error) from error
 
     def _topic_spec(self, topic: str, name: str) -> NewTopic:
         copies = self._settings.kafka_replication

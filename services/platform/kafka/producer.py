@@ -69,7 +69,9 @@ class _PendingSend:
         if self.failure is None:
             self.future.set_result(None)
         else:
-            self.future.set_exception(unavailable("Kafka did not accept the events", KafkaException(self.failure)))
+            self.future.set_exception(
+                unavailable("Kafka did not accept the events: retry later", KafkaException(self.failure))
+            )
 
 
 class KafkaProducer:

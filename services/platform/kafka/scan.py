@@ -47,7 +47,7 @@ def scan(
                 last_message_at = time.monotonic()
                 yield from _yield_counted(message, left)
             if time.monotonic() > last_message_at + READ_TIMEOUT_S:
-                raise unavailable("Kafka does not answer")
+                raise unavailable("Kafka does not answer: retry later")
     finally:
         client.close()
 

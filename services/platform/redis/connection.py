@@ -74,7 +74,9 @@ class RedisConnection(asyncio.Protocol):
         if self.lost or self._transport is None:
             raise unreachable()
         if self._pending_replies + replies > MAX_PENDING_REPLIES:
-            raise errors.unavailable("too many commands are waiting for Redis", reason=Reason.CACHE_UNAVAILABLE)
+            raise errors.unavailable(
+                "too many commands are waiting for Redis: retry later", reason=Reason.CACHE_UNAVAILABLE
+            )
         future: asyncio.Future[list[Any]] = self._loop.create_future()
         if not self._pending_replies:
             self._last_data_at = self._loop.time()
@@ -213,4 +215,4 @@ def field_of(info: bytes, name: str) -> str:
 
 def unreachable() -> errors.RoostError:
     """Returns UNAVAILABLE, reason CACHE_UNAVAILABLE, for a Redis server that does not answer."""
-    return errors.unavailable("Redis does not answer", reason=Reason.CACHE_UNAVAILABLE)
+    return errors.unavailable("Redis does not answer: retry later", reason=Reason.CACHE_UNAVAILABLE)

@@ -11,10 +11,10 @@ from services.platform.rpc import errors
 # The oldest Redis version (major, minor) with all features that Roost uses: LPUSHX of several values, SET with NX and
 # PX, and EXEC that fails if a watched key expired.
 MIN_VERSION = (6, 2)
-# Eviction policies with which Roost refuses to start. They evict random keys, also keys that were just written: if the
-# tombstone of a deleted user were evicted, a fill that read the user before the deletion would store the user reference
-# again. Other policies evict the least used keys, or the keys that expire next. They may evict a part of a home
-# timeline, which is built again, but no tombstone within the seconds that a fill takes.
+# Eviction policies with which Roost refuses to start. They evict random keys, also keys that were just written: if a
+# changed user reference were evicted, a fill that read the user before the change would store the old user reference.
+# Other policies evict the least used keys, or the keys that expire next. They may evict a part of a home timeline,
+# which is built again, but no user reference within the seconds that a fill takes.
 UNSAFE_EVICTION_POLICIES = ("allkeys-random", "volatile-random")
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ async def check(connection: RedisConnection, name: str) -> None:
     policy = field_of(info, "maxmemory_policy")
     if policy in UNSAFE_EVICTION_POLICIES:
         raise errors.failed_precondition(
-            f"Redis ({name}) evicts by {policy}, which may evict the tombstone of a deleted tweet:"
+            f"Redis ({name}) evicts by {policy}, which may evict user references that were just written: "
             "set maxmemory-policy to allkeys-lru (or noeviction)"
         )
     # Hosted Redis servers often forbid CONFIG; the check is optional.

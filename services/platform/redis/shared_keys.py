@@ -68,7 +68,7 @@ class SharedKeyClient:
                 continue
             if not await publish(list(some)):
                 raise errors.unavailable(
-                    "Redis rejects changes that other processes must see", reason=Reason.CACHE_UNAVAILABLE
+                    "Redis rejects changes that other processes must read", reason=Reason.CACHE_UNAVAILABLE
                 )
             for i, times in some.items():
                 # A higher count means that another write of the id failed while this attempt ran. The change of that

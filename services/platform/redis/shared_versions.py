@@ -1,12 +1,11 @@
 """Shares user references and versions between processes through Redis, so that the next read in any process returns a
 change.
 
-A user reference is stored as a version and bytes. Only a higher version replaces it, and a tombstone (of a deleted
-user) has the highest version. A writer stores the user reference before it answers its caller. A reader that finds none
-calls the service that owns users (identity) and writes the result with SET NX and a short TTL, so that a late reader
-overwrites no newer user reference; this is called a fill. A version of relations, threads, tweets or authors is a
-number that is new after every change. A reader uses a cached value only if the value's version equals the version in
-Redis.
+A user reference is stored as a version and bytes. Only a higher version replaces it. A writer stores the user reference
+before it answers its caller. A reader that finds none calls the service that owns users (identity) and writes the
+result with SET NX and a short TTL, so that a late reader overwrites no newer user reference; this is called a fill. A
+version of relations, threads, tweets or authors is a number that is new after every change. A reader uses a cached
+value only if the value's version equals the version in Redis.
 
 No method takes longer than `redis_timeout_s` seconds, and none raises an error of Redis. A failed read returns None,
 and the caller then calls the service that owns the data. A failed write returns False. Writes of versions are then
@@ -27,8 +26,8 @@ from services.platform.redis.node_pool import Node
 from services.platform.redis.shared_keys import SharedKeyClient, key_of
 from services.platform.shared_state import AuthorVersions, SharedUserRefs
 
-# Version of the tombstone of a deleted user. It is higher than any other version, so no later write replaces the
-# tombstone.
+# The highest possible version. A user reference with this version (a tombstone) says that the user is deleted, and no
+# later write replaces it.
 TOMBSTONE = 2**63 - 1
 # TTL of a user reference that `put_user` writes. It is far longer than a fill takes, so when the user reference
 # expires, no fill with older data is in progress.

@@ -51,7 +51,10 @@ class Authenticator:
         """
         caller = metadata.get(CALLER_KEY, "")
         if CALLER_KEY in metadata and not self.is_mesh(metadata):
-            raise errors.unauthenticated("the mesh secret does not match", Reason.MESH_SECRET)
+            raise errors.unauthenticated(
+                "the mesh secret does not match: set the same `mesh_secret` in all processes of the mesh",
+                Reason.MESH_SECRET,
+            )
         if caller not in self._callers:
             raise errors.unauthenticated(f"{CALLER_KEY} names no service of the mesh", Reason.UNKNOWN_CALLER)
         authorization = metadata.get(AUTHORIZATION_KEY, "")

@@ -226,7 +226,7 @@ class BatchingChannel(AbstractChannel):
 
     async def close(self, grace: float | None = None) -> None:
         """Fails all queued calls with UNAVAILABLE and closes the wrapped channel."""
-        refusal = rpc_error(errors.unavailable("the channel is closed"), ())
+        refusal = rpc_error(errors.unavailable("the channel is closed: the process is stopping"), ())
         _fail(self._queue, refusal)
         self._queue.clear()
         await self._channel.close(grace)
@@ -276,4 +276,8 @@ def _fail(group: Iterable[_QueuedCall], error: BaseException) -> None:
     for queued in group:
         if not queued.future.done():
             cancelled = isinstance(error, asyncio.CancelledError)
-            queued.future.set_exception(rpc_error(errors.unavailable("cut off"), ()) if cancelled else error)
+            queued.future.set_exception(
+                rpc_error(errors.unavailable("the call was cut off: the process is stopping"), ())
+                if cancelled
+                else error
+            )

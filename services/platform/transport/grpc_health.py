@@ -51,7 +51,7 @@ class Health:
         """Returns the status of one service; "" is the whole process. Raises NOT_FOUND if no status was set for it."""
         status = self._states.get(request.service)
         if status is None:
-            raise errors.not_found("no such service is served here")
+            raise errors.not_found("no service of this name is served here")
         return pb.HealthCheckResponse(status=status)
 
     async def list(self, request: Any) -> Any:

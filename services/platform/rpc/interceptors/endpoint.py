@@ -138,7 +138,9 @@ class InterceptedMethod:
         if callers is not None or not self._open:
             check_access(self.method, call, callers)
         if call.deadline - now < MIN_REMAINING_S:
-            raise errors.deadline_exceeded("too little time was left before the deadline to begin the call")
+            raise errors.deadline_exceeded(
+                "too little time was left before the deadline to begin the call: set a later deadline"
+            )
         if isinstance(request, bytes):
             request = self.parsed(request)
         # The list bounds (max_items) are checked before the field rules, because the time for the field rules grows
