@@ -42,6 +42,9 @@ hypothesis.settings.load_profile("same")
 
 # How much a test of random histories tries: little in every run, much with `--all`. The long run contains the short one.
 SHORT, LONG = "short", "long"
+# Parameters of tests and fixtures that run once over each wire. On the cluster backend, which is slow and has the same
+# wires, only the one that a deployment uses; with `--all` both.
+WIRES = [pytest.param("inprocess", marks=pytest.mark.long("cluster")), "grpc"]
 # A long test that takes longer hangs. The longest takes a fifth of it if nothing else runs.
 LONG_WITHIN_S = 3600
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -63,16 +66,29 @@ def pytest_configure(config: pytest.Config) -> None:
     backend.name = config.getoption("--backend")
 
 
+def long_reason(item: pytest.Item) -> str:
+    """Returns why this run leaves the test out unless it has `--all`; "" if it runs.
+
+    `long` without arguments applies to both backends, and `long("cluster")` to that one alone.
+    """
+    named = [mark.args for mark in item.iter_markers("long")]
+    if () in named:
+        return LONG_REASON
+    return f"{LONG_REASON} on {backend.name}" if any(backend.name in names for names in named) else ""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out the tests of another backend and skips the long ones without `--all`.
 
     A worker of pytest-xdist gets the files with slow tests first, so that none of them starts when the others end.
     """
     # Skipped and not left out, because pytest reports the one and scripts/checks.py counts it.
-    mark = pytest.mark.timeout(LONG_WITHIN_S) if config.getoption(ALL) else pytest.mark.skip(reason=LONG_REASON)
     for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(mark)
+        reason = long_reason(item)
+        if reason and config.getoption(ALL):
+            item.add_marker(pytest.mark.timeout(LONG_WITHIN_S))
+        elif reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in slow)
@@ -283,9 +299,9 @@ async def start_mesh(tmp_path: Path) -> AsyncIterator[MeshFactory]:
             process.checker.verify()
 
 
-@pytest.fixture(params=["inprocess", "grpc"])
+@pytest.fixture(params=WIRES)
 async def mesh(request: pytest.FixtureRequest, start_mesh: MeshFactory) -> Mesh:
-    """A mesh, once over the in-process channel and once over real gRPC."""
+    """A mesh, once over each of WIRES."""
     return await start_mesh(wire=request.param)
 
 

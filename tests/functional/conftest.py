@@ -27,7 +27,7 @@ from services.platform.config import Settings
 from services.platform.process import Wire
 from services.platform.transport.message_guard import MutationGuard
 from tests.cluster import backend
-from tests.conftest import Mesh, MeshFactory, mesh_settings, start_process
+from tests.conftest import WIRES, Mesh, MeshFactory, mesh_settings, start_process
 
 PASSWORD = "correct horse battery"
 ADMIN = "root_admin"
@@ -162,9 +162,9 @@ async def web(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
         await server.stop()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["inprocess", "grpc"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WIRES)
 async def shared_mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
-    """A mesh that the tests of a module share, once over the in-process channel and once over gRPC.
+    """A mesh that the tests of a module share, once over each of WIRES.
 
     Name users by `unique`.
     """

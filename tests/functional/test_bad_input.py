@@ -78,6 +78,7 @@ async def stored(web: Web, person: Person) -> int:
     return len(answer.json()["tweets"])
 
 
+@pytest.mark.long("cluster")
 async def test_request_bad_id_in_any_path_is_refused(web: Web) -> None:
     alice, admin = await web.sign_up("alice"), await web.admin()
     faults = []
@@ -94,6 +95,7 @@ async def test_request_bad_id_in_any_path_is_refused(web: Web) -> None:
     assert faults == []
 
 
+@pytest.mark.long("cluster")
 @pytest.mark.parametrize("body", BODIES)
 async def test_create_tweet_bad_body_is_refused(web: Web, body: bytes) -> None:
     alice = await web.sign_up("alice")
@@ -102,6 +104,7 @@ async def test_create_tweet_bad_body_is_refused(web: Web, body: bytes) -> None:
     assert await stored(web, alice) == 0
 
 
+@pytest.mark.long("cluster")
 async def test_request_bad_value_of_any_field_is_refused(web: Web) -> None:
     """Sends values of the wrong type or size for every scalar field of the body of every served method."""
     alice, admin = await web.sign_up("alice"), await web.admin()
@@ -134,6 +137,7 @@ async def test_request_bad_value_of_any_field_is_refused(web: Web) -> None:
     assert await stored(web, alice) == 0
 
 
+@pytest.mark.long("cluster")
 @pytest.mark.parametrize("text", TEXTS)
 async def test_create_tweet_invalid_text_is_refused(web: Web, text: str) -> None:
     alice = await web.sign_up("alice")
@@ -143,6 +147,7 @@ async def test_create_tweet_invalid_text_is_refused(web: Web, text: str) -> None
     assert await stored(web, alice) == 0
 
 
+@pytest.mark.long("cluster")
 @pytest.mark.parametrize(
     "query",
     [
@@ -193,6 +198,7 @@ async def test_cursor_of_other_user_or_list_is_refused(web: Web) -> None:
         assert is_problem(answer)
 
 
+@pytest.mark.long("cluster")
 @pytest.mark.parametrize(
     ("verb", "path", "headers", "content", "status"),
     [
@@ -245,6 +251,7 @@ async def test_request_without_permission_is_refused(web: Web) -> None:
     assert (await web.call("GET", f"/v1/tweets/{tweet}")).status_code == 200
 
 
+@pytest.mark.long("cluster")
 async def test_server_malformed_bytes_are_answered_or_closed(web: Web) -> None:
     """Each malformed request is answered or its connection closed, and the server still serves the next one."""
     port = web.client.base_url.port

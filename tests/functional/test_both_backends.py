@@ -17,13 +17,12 @@ import pytest
 from roost.identity.v1 import user_service_pb2
 from roost.search.v1 import search_service_pb2 as search
 
-from services.identity import user_hydrator
 from services.platform.periodic import PeriodicJob
 from services.platform.process import Process
 from services.shared.hydration import hydrator
 from services.shared.hydration.owner_responses import counts_or_empty
 from tests.conftest import LONG, SHORT, MeshFactory
-from tests.functional.both_backends import LOOK_AGAIN_S, SAME_WITHIN_S, Ask, Name, Twins
+from tests.functional.both_backends import LOOK_AGAIN_S, Ask, Name, Twins
 from tests.home_stores import lengthen_deadlines
 
 pytestmark = pytest.mark.cluster
@@ -384,8 +383,6 @@ OF_TWEETS = (
 async def test_backends_random_history_answer_alike(
     start_mesh: MeshFactory, monkeypatch: pytest.MonkeyPatch, length: str
 ) -> None:
-    # On a busy machine a count may come too late, and a page would be returned without it.
-    monkeypatch.setattr(user_hydrator, "FRAGMENT_TIMEOUT_S", SAME_WITHIN_S)
     monkeypatch.setattr(hydrator, "counts_or_empty", counted)
     changes: dict[str, Any] = {"clock_margin_s": MARGIN_S, "celebrity_threshold": THRESHOLD, "delete_grace_s": 0}
     twins = Twins([await start_mesh(backend=backend, **changes) for backend in ("embedded", "cluster")])

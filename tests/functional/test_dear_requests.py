@@ -20,8 +20,11 @@ from gateway_http.request import MAX_BODY_BYTES
 from gateway_http.router import bindings
 from services.platform.rpc.contract import Method, methods
 from services.platform.transport.server import MAX_MESSAGE_BYTES
-from tests.conftest import MeshFactory
+from tests.conftest import WIRES, MeshFactory
 from tests.functional.conftest import ADMIN, Web, open_web
+
+# Refused before any store is asked.
+pytestmark = pytest.mark.long("cluster")
 
 # Milliseconds of CPU of the loop's thread for client and server together, the minimum of TRIES: a refusal takes under 10, a check item
 # by item 200 and more.
@@ -118,7 +121,7 @@ def names_list(answer: httpx.Response, one: Dear) -> bool:
     return one.field.name in problem.get("detail", problem.get("message", ""))
 
 
-@pytest.mark.parametrize("wire", ["inprocess", "grpc"])
+@pytest.mark.parametrize("wire", WIRES)
 async def test_gateway_list_of_a_megabyte_is_refused_cheaply(start_mesh: MeshFactory, wire: Any) -> None:
     mesh = await start_mesh(wire=wire, admins=(ADMIN,))
     server, client = await open_web(mesh, mesh.process.settings)

@@ -58,6 +58,7 @@ async def test_connect_json_and_binary_match_rest(web: Web) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
+@pytest.mark.long("cluster")
 async def test_connect_refusals_are_connect_errors(web: Web) -> None:
     ada = await web.sign_up("ada")
     answer = await connect(web, f"{TWEETS}/CreateTweet", {"text": "x" * 281}, ada)
@@ -71,6 +72,7 @@ async def test_connect_refusals_are_connect_errors(web: Web) -> None:
     assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
 
 
+@pytest.mark.long("cluster")
 async def test_internal_methods_over_http_return_404(web: Web) -> None:
     """Paths of Connect and guessed paths of REST are answered like a path that does not exist, even to administrators."""
     admin = await web.admin()
@@ -104,6 +106,7 @@ async def ask(channel: grpc.aio.Channel, method: Method, token: str) -> grpc.Sta
     return grpc.StatusCode.OK
 
 
+@pytest.mark.long("cluster")
 @pytest.mark.parametrize("codec", ["json", "binary"])
 async def test_connectrpc_client_calls_and_errors_are_understood(web: Web, codec: str) -> None:
     """Calls the gateway by connectrpc, an independent implementation of Connect."""
@@ -159,6 +162,7 @@ ADMINISTRATION = [
 ]
 
 
+@pytest.mark.long("cluster")
 async def test_admin_methods_by_user_are_refused_in_every_dialect(web: Web) -> None:
     """Access is checked before it is known whether the method is served: 403 for users, 401 without a token."""
     ada = await web.sign_up("ada")
@@ -181,6 +185,7 @@ async def test_admin_methods_by_user_are_refused_in_every_dialect(web: Web) -> N
                     await call(method.request(), metadata=metadata, timeout=10)
 
 
+@pytest.mark.long("cluster")
 async def test_admin_methods_not_served_return_501(web: Web) -> None:
     admin = await web.admin()
     assert (await web.call("GET", "/admin/v1/ranking/model", admin)).status_code == 501
@@ -188,6 +193,7 @@ async def test_admin_methods_not_served_return_501(web: Web) -> None:
     assert (answer.status_code, answer.json()["code"]) == (501, "unimplemented")
 
 
+@pytest.mark.long("cluster")
 async def test_internal_methods_over_grpc_are_denied(start_mesh: MeshFactory) -> None:
     """The client has an administrator's token and no identity of the mesh."""
     mesh = await start_mesh(wire="grpc", admins=("root_admin",))

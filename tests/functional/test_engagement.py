@@ -11,7 +11,7 @@ from roost.engagement.v1 import engagement_service_pb2 as pb
 from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceStub
 
 from services.platform.process import Wire
-from tests.conftest import MeshFactory
+from tests.conftest import WIRES, MeshFactory
 from tests.functional.conftest import Person, Web
 
 # More would wait for one another longer than a call's deadline if the machine is busy.
@@ -203,7 +203,7 @@ async def test_like_retweet_counts_for_original(web: Web) -> None:
     assert await tweets(web, "/v1/users/me/likes", carol) == [original]
 
 
-@pytest.mark.parametrize("wire", ["inprocess", "grpc"])
+@pytest.mark.parametrize("wire", WIRES)
 async def test_reactions_after_restart_are_kept(start_mesh: MeshFactory, tmp_path: Path, wire: Wire) -> None:
     mesh = await start_mesh(wire=wire, data_dir=tmp_path)
     alice, bob = await mesh.people("alice", "bob")

@@ -18,6 +18,9 @@ from services.platform.rpc.rate_limits import FAILURES
 from tests.conftest import SETTLE_WITHIN_S, Mesh, MeshFactory
 from tests.functional.conftest import PASSWORD, Web, open_web
 
+# A process counts in memory, whatever its stores.
+pytestmark = pytest.mark.long("cluster")
+
 PROXIED = "127.0.0.0/8"
 OFFICE, CAFE, ATTACKER = "192.0.2.1", "198.51.100.1", "203.0.113.1"
 # Guesses that wait at any time.

@@ -77,6 +77,7 @@ async def test_verify_undelivered_tweet_is_reported_missing(
     assert await verify.audit(target, Silent())
 
 
+@pytest.mark.long("cluster")
 async def test_demo_repeated_load_adds_nothing_and_login_works(mesh: Any, target: MeshTarget) -> None:
     account = await demo.load_once(mesh.process.channel, mesh.process.settings.data_dir)
     assert account is not None
@@ -98,6 +99,7 @@ async def test_demo_repeated_load_adds_nothing_and_login_works(mesh: Any, target
     assert await verify.audit(target, Silent())
 
 
+@pytest.mark.long("cluster")
 async def test_demo_interrupted_load_is_finished(mesh: Any) -> None:
     data_dir = mesh.process.settings.data_dir
     account = demo.DemoAccount(demo.PEOPLE[0][0], "the password it had")

@@ -76,6 +76,7 @@ def posts(monkeypatch: pytest.MonkeyPatch) -> Any:
     return answer
 
 
+@pytest.mark.long("cluster")
 async def test_mutate_internal_error_is_a_fault(
     edits: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +87,7 @@ async def test_mutate_internal_error_is_a_fault(
     assert "fault INTERNAL" in capsys.readouterr().out
 
 
+@pytest.mark.long("cluster")
 async def test_mutate_unserved_operation_is_reported(
     edits: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +96,7 @@ async def test_mutate_unserved_operation_is_reported(
     assert "edit is not served here: later" in capsys.readouterr().out
 
 
+@pytest.mark.long("cluster")
 async def test_mutate_refused_tweets_do_not_block_operations(
     posts: Any, target: MeshTarget, capsys: pytest.CaptureFixture[str]
 ) -> None:

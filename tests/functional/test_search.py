@@ -19,7 +19,7 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 
 from services.platform.process import Wire
 from tests.cluster import backend, environment
-from tests.conftest import SETTLE_WITHIN_S, MeshFactory
+from tests.conftest import SETTLE_WITHIN_S, WIRES, MeshFactory
 from tests.functional.conftest import Person, Web
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -543,7 +543,7 @@ async def test_search_after_reindex_returns_same_results(own_web: Web) -> None:
         assert await found(own_web, "word") == [late, *posted[:0:-1]]
 
 
-@pytest.mark.parametrize("wire", ["inprocess", "grpc"])
+@pytest.mark.parametrize("wire", WIRES)
 async def test_search_over_both_wires_returns_results(start_mesh: MeshFactory, wire: Wire) -> None:
     mesh = await start_mesh(wire=wire)
     alice, bob = await mesh.people("alice", "bob")

@@ -18,6 +18,9 @@ from services.platform.process import Process
 from services.platform.rpc import errors
 from tests.conftest import mesh_settings
 
+# No service runs here, so no store does.
+pytestmark = pytest.mark.long("cluster")
+
 MESSAGE = "a service that this needs cannot be reached now"
 
 

@@ -6,6 +6,9 @@ import pytest
 
 from tests.functional.conftest import PASSWORD, Web
 
+# Texts are normalized before they reach a store.
+pytestmark = pytest.mark.long("cluster")
+
 CRLF, CR = "a\r\nb", "a\rb"
 # 160 code points when stored, 240 as sent.
 LONG = "x\r\n" * 80

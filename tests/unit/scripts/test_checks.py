@@ -10,6 +10,7 @@ from rich.console import Console
 from scripts import checks
 from scripts.checks import ALL, BOUNDS_S, RUN_WITHIN_MINUTES, Outcome, Servers, parts
 
+CLUSTER_BACKEND = "--backend=cluster"
 # With the options and markers of this repository's tests, in a folder outside it.
 PLUGIN = ("-p", "tests.conftest", "-p", "no:cacheprovider")
 
@@ -34,14 +35,19 @@ def test_tests_failing_test_runs_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
-    [((), Outcome(passed=1, skipped=1, left_out=2)), ((ALL,), Outcome(passed=3, skipped=1))],
-    ids=["without --all", "with --all"],
+    [
+        ((), Outcome(passed=2, skipped=1, left_out=2)),
+        ((CLUSTER_BACKEND,), Outcome(passed=1, skipped=1, left_out=3)),
+        ((ALL,), Outcome(passed=4, skipped=1)),
+    ],
+    ids=["embedded", "cluster", "with --all"],
 )
 def test_tests_long_tests_are_counted_or_run(tmp_path: Path, arguments: tuple[str, ...], wanted: Outcome) -> None:
     (tmp_path / "test_long.py").write_text(
         "import pytest\n\n"
         "def test_short():\n    pass\n\n"
         "@pytest.mark.long\n@pytest.mark.parametrize('seed', [1, 2])\ndef test_long(seed):\n    pass\n\n"
+        "@pytest.mark.long('cluster')\ndef test_long_on_cluster():\n    pass\n\n"
         "@pytest.mark.skip(reason='no reason')\ndef test_skipped():\n    pass\n"
     )
     assert checks.tests(str(tmp_path), [*PLUGIN, *arguments])() == wanted
