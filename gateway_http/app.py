@@ -124,7 +124,8 @@ class Gateway:
             found, request.path_values = self._router.match(request.scope["method"], request.raw_path)
             route = found.name
             if not found.is_probe:
-                # A rejected liveness probe would restart a busy process and move its load to the next one.
+                # If a liveness probe were rejected, the orchestrator would restart the busy process, and the other
+                # processes would get its load.
                 self._load.check()
             return route, await found.serve(request)
         except ClientGoneError:

@@ -1,8 +1,8 @@
 """Adds CORS headers (Fetch standard), so that web pages of the origins in the setting `cors_origins` may call the API.
 
-Responses never contain the header Access-Control-Allow-Credentials, so browsers send no cookies. The API needs none: a
-page sends its access token in the header Authorization. So even with the origin `*`, a page can only do what its token
-allows.
+Responses never contain the header Access-Control-Allow-Credentials, so a page cannot read the response to a request
+with cookies. The API uses no cookies: a page sends its access token in the header Authorization. So even with the
+origin `*`, a page can only do what its token allows.
 """
 
 from __future__ import annotations

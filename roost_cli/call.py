@@ -27,14 +27,14 @@ def call(
         list[str] | None, typer.Argument(help="Fields of the request: field=value, nested.field=value or list=[1,2].")
     ] = None,
     user: Annotated[
-        str | None, typer.Option("--as", metavar="USER", help="Call as this user, given by username or id.")
+        str | None, typer.Option("--as", metavar="USER", help="Make the call as this user, named by username or id.")
     ] = None,
     listed: Annotated[
         bool, typer.Option("--list", help="List the methods with their kind and who may call them.")
     ] = False,
     only: Annotated[
         str | None,
-        typer.Option("--only", metavar="FIELD", help="Print this field of the answer alone, such as user.id."),
+        typer.Option("--only", metavar="FIELD", help="Print only this field of the response, such as user.id."),
     ] = None,
     grpc: options.Grpc = None,
 ) -> None:

@@ -50,7 +50,9 @@ _GROUPS = "SELECT consumer_group FROM consumer_offset ORDER BY 1"
 
 events = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-ClusterBackends = Annotated[bool, typer.Option("--cluster", help="Use the log on the Kafka that the settings name.")]
+ClusterBackends = Annotated[
+    bool, typer.Option("--cluster", help="Use the event log in the Kafka that the settings name.")
+]
 Data = Annotated[
     Path | None, typer.Option("--data", help="The data directory of an embedded mesh [`data` in the checkout].")
 ]
@@ -70,7 +72,7 @@ def _events() -> None:
 
 @events.command()
 def tail(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new events until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new events too, until Ctrl-C.")] = False,
     topic: Annotated[
         list[str] | None,
         typer.Option("--topic", help="Show only this topic, such as tweet.created. May be given several times."),
@@ -81,8 +83,9 @@ def tail(
 ) -> None:
     """Print events, one on each line.
 
-    A line holds the time of appending, topic, key, id and offset. Without options it prints the events of the last ten
-    minutes; with --follow it waits for new ones. On Kafka, events with the same key are in order; events with different
+    A line contains the time at which the event was appended, its topic, key, id and offset. Without options, the events
+    of the last ten minutes are printed; with --follow, new events as they are appended. On Kafka, events with the same
+    key are in order; events with different
     keys may not be.
     """
     settings = _settings(cluster, data)
@@ -109,7 +112,7 @@ def replay(
 ) -> None:
     """Deliver events to a group of consumers again.
 
-    Consumers skip events that they have applied, so a replay applies only the events that a fault left out.
+    Consumers skip events that they have applied, so a replay applies only the events that were lost by a fault.
     """
     if since is None:
         raise CommandError("give --since, the time from which events are delivered again")

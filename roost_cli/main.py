@@ -34,9 +34,11 @@ COMMANDS = {
     "restart": _Command("roost_cli.restart", "restart", "Restart a service of `up --processes` without a failed call."),
     "call": _Command("roost_cli.call", "call", "Call one method of the API."),
     "load": _Command("roost_cli.load.command", "load", "Load a graph and tweets from files, or do random operations."),
-    "verify": _Command("roost_cli.verify.command", "verify", "Check every home timeline against what it must hold."),
-    "drill": _Command("roost_cli.drill.command", "drill", "Crash a mesh of its own and check that nothing was lost."),
-    "bench": _Command("roost_cli.bench.command", "bench", "Measure what a read costs, beside a bare HTTP server."),
+    "verify": _Command("roost_cli.verify.command", "verify", "Check that every home timeline is exact."),
+    "drill": _Command(
+        "roost_cli.drill.command", "drill", "Kill a temporary mesh and check that no acknowledged write is lost."
+    ),
+    "bench": _Command("roost_cli.bench.command", "bench", "Measure reads of home timelines, or fan-out's writes."),
     "search": _Command("roost_cli.search", "search", "Rebuild the search index."),
     "events": _Command("roost_cli.events", "events", "Show the event log, replay it, retry dead letters."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),
@@ -96,7 +98,8 @@ def roost(
 ) -> None:
     """Roost: a Twitter-class service mesh.
 
-    Exit codes: 0 if all is well; 1 if faults were found or a call was refused; 2 if the usage is wrong or no mesh answers.
+    Exit codes: 0 on success; 1 if faults were found or the mesh rejected a call; 2 if the usage is wrong or no mesh
+    responds.
     """
 
 

@@ -30,7 +30,7 @@ class Action(StrEnum):
 
 
 def search(
-    action: Annotated[Action, typer.Argument(help="reindex builds a new index beside the one in use.")],
+    action: Annotated[Action, typer.Argument(help="reindex builds a new index while the current one is in use.")],
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait until the new index is in use, and show the progress.")
     ] = False,

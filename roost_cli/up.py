@@ -22,7 +22,7 @@ def up(
     ops: Ops = None,
     data: Annotated[Path | None, typer.Option(help="The data directory [`data` in the checkout].")] = None,
     no_demo: Annotated[
-        bool, typer.Option("--no-demo", help="Do not load the demo people and tweets at the first run.")
+        bool, typer.Option("--no-demo", help="Do not load the demo users and tweets at the first run.")
     ] = False,
     cluster: Annotated[
         bool,

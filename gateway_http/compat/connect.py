@@ -162,7 +162,7 @@ def _error_response(error: BaseException, request: Request) -> Response:
 
 
 def code_name(code: grpc.StatusCode) -> str:
-    """Returns the name of a gRPC status in Connect's spelling."""
+    """Returns the name of a gRPC status in Connect's JSON, such as `not_found`."""
     return "canceled" if code is grpc.StatusCode.CANCELLED else code.name.lower()
 
 

@@ -60,22 +60,30 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(SERVERS)}; usually {', '.join(DEFAULT_SERVERS)}"
     )
-    made.add_argument("--cache", type=Path, help="where downloads are kept (default: below XDG_CACHE_HOME)")
+    made.add_argument("--cache", type=Path, help="directory of downloads (default: below XDG_CACHE_HOME)")
     made.add_argument(
-        "--data", type=Path, help="where the servers' data, logs and records of processes lie (default: in the cache)"
+        "--data", type=Path, help="directory of the servers' data, logs and process records (default: in the cache)"
     )
-    made.add_argument("--shift", type=int, default=0, metavar="N", help="move every port by N, to run several sets")
     made.add_argument(
-        "--wait", type=float, default=WAIT_S, metavar="SECONDS", help="how long a server may take to answer"
+        "--shift", type=int, default=0, metavar="N", help="add N to every port, to run several sets of servers"
     )
-    made.add_argument("--wipe", action="store_true", help="down: remove the data too")
-    made.add_argument("--kill", action="store_true", help="down: give the processes no time to tidy up")
-    made.add_argument("--durable", action="store_true", help="up: Cassandra answers a write when it is on disk")
-    made.add_argument("--processes", action="store_true", help="as processes, even where Docker works")
     made.add_argument(
-        "--json", action="store_true", help="print the table as JSON; `ready_in` is null for what ran already"
+        "--wait",
+        type=float,
+        default=WAIT_S,
+        metavar="SECONDS",
+        help="maximum number of seconds until a server responds",
     )
-    made.add_argument("--java-home", type=Path, help="a JDK to look at first")
+    made.add_argument("--wipe", action="store_true", help="down: also delete the data")
+    made.add_argument("--kill", action="store_true", help="down: stop the processes with SIGKILL")
+    made.add_argument("--durable", action="store_true", help="up: Cassandra acknowledges a write when it is on disk")
+    made.add_argument(
+        "--processes", action="store_true", help="run the servers as processes, even if Docker is available"
+    )
+    made.add_argument(
+        "--json", action="store_true", help="print the table as JSON; `ready_in` is null for servers that ran already"
+    )
+    made.add_argument("--java-home", type=Path, help="the directory of a JDK, used if its version fits")
     return made
 
 

@@ -24,16 +24,14 @@ def bench(
         Workload, typer.Argument(help="home reads first pages of home timelines; fanout writes entries to Redis.")
     ] = Workload.HOME,
     rounds: Annotated[
-        int, typer.Option("--rounds", min=1, max=home.MAX_ROUNDS, help="How many rounds each server is measured.")
+        int, typer.Option("--rounds", min=1, max=home.MAX_ROUNDS, help="The number of rounds per server.")
     ] = 3,
     seconds: Annotated[
-        int, typer.Option("--seconds", min=1, max=home.MAX_SECONDS, help="How many seconds a round takes.")
+        int, typer.Option("--seconds", min=1, max=home.MAX_SECONDS, help="The length of a round in seconds.")
     ] = 6,
     connections: Annotated[
         int,
-        typer.Option(
-            "--connections", min=1, max=home.MAX_CONNECTIONS, help="How many HTTP connections are open at once."
-        ),
+        typer.Option("--connections", min=1, max=home.MAX_CONNECTIONS, help="The number of HTTP connections."),
     ] = 16,
     posts: Annotated[
         int,
@@ -55,7 +53,9 @@ def bench(
     ] = None,
     redis: Annotated[
         str | None,
-        typer.Option("--redis", metavar="URL", help="With fanout: an empty database of a Redis [a server of its own]."),
+        typer.Option(
+            "--redis", metavar="URL", help="With fanout: the URL of an empty Redis database [a temporary server]."
+        ),
     ] = None,
     grpc: options.Grpc = None,
 ) -> None:

@@ -51,9 +51,9 @@ def drill(
             "restart does the same with rolling restarts."
         ),
     ],
-    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="How many times.")] = ROUNDS,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, max=MAX_ROUNDS, help="The number of rounds.")] = ROUNDS,
     seed: Annotated[
-        int, typer.Option("--seed", help="The seed of what is written, and of how long before each kill.")
+        int, typer.Option("--seed", help="The seed of the random writes and of the times of the kills.")
     ] = 1,
     service: Annotated[
         list[str] | None,

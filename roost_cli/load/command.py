@@ -67,14 +67,14 @@ def load(
             min=0,
             max=MAX_OPERATIONS,
             metavar="N",
-            help="Then do N random operations as the people who are there: posts, replies, retweets, edits, blocks and more.",
+            help="Then perform N random operations as existing users: posts, replies, retweets, edits, blocks and more.",
         ),
     ] = 0,
     seed: Annotated[
         int, typer.Option("--seed", help="The seed of all random choices: who posts which tweet, and every operation.")
     ] = 1,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, max=MAX_CONCURRENCY, help="How many calls may be in flight at once.")
+        int, typer.Option("--concurrency", min=1, max=MAX_CONCURRENCY, help="The maximum number of concurrent calls.")
     ] = CONCURRENCY,
     grpc: options.Grpc = None,
 ) -> None:

@@ -73,13 +73,14 @@ class ReadHome:
 
 def verify(
     replay: Annotated[
-        bool, typer.Option("--replay", help="Then let fan-out deliver the whole event log again, and check once more.")
+        bool, typer.Option("--replay", help="Also compare after fan-out has read the whole event log again.")
     ] = False,
     grpc: options.Grpc = None,
 ) -> None:
-    """Check every home timeline against one computed independently. Exits with 1 if one differs.
+    """Compare every home timeline with one that is computed from the data of the other services. Exits with 1 if one
+    differs.
 
-    Follows, blocks, mutes and deletions during the check can look like faults; new tweets do not.
+    Follows, blocks, mutes and deletions during the check can cause differences that are no faults; new tweets cannot.
     """
     if not asyncio.run(audit(connection.find(grpc), progress.for_stream(), replay=replay)):
         raise typer.Exit(FAULTS)
