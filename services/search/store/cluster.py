@@ -10,10 +10,8 @@ from services.search.store.opensearch.store import OpenSearchIndex
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[SearchIndex]:
-    """Opens the index, with a worker that consumes events and applies them to the index.
-
-    `apply` returns after the changes are durable, so the consumer group's committed offset is right.
-    """
+    """Opens the index, with a worker that consumes events and applies them to the index. Changes are durable when
+    `apply` returns, so the consumer starts at the committed offset of its consumer group."""
     index = await OpenSearchIndex.open(context.settings)
     indexer = Indexer(context.channel, index, context.clock)
     return OpenedStore(index, (context.log.consumer(GROUP, INDEX_TOPICS, indexer.apply),))

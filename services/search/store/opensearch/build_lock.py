@@ -1,7 +1,8 @@
-"""A lock in OpenSearch, so that only one process builds an index. It is a document that the holder of the lock renews.
+"""The build lock: a document in OpenSearch that lets only one process build the search index. The process that holds
+the lock renews it by writing the document.
 
-The lock has expired if the document did not change for EXPIRES_S seconds, measured by the process that wants the lock.
-Clocks of different processes are never compared.
+The lock expires if the document does not change for EXPIRES_S seconds. A process that wants the lock measures this time
+itself, so clocks of different processes are never compared.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from services.platform.opensearch.client import BACKGROUND_TIMEOUT_S, CONFLICT, 
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# After this time without a renewal, another process may take over the build.
+# Seconds without a renewal after which the lock expires, so that another process may acquire it.
 EXPIRES_S = 20.0
-# Three renewals may be lost before the lock expires.
+# Seconds between two renewals: three may fail before the lock expires.
 RENEW_EVERY_S = 5.0
 
-# The document is only read by id, so none of its fields is indexed.
+# Settings of the index that contains the lock document. None of its fields is indexed, because it is only read by id.
 _BODY = {
     "settings": {"index": {"number_of_shards": 1, "auto_expand_replicas": "0-1"}},
     "mappings": {"dynamic": False},
@@ -36,9 +37,8 @@ log = structlog.get_logger(__name__)
 
 
 class LockDocument(NamedTuple):
-    """The lock document: the holder's token (empty if free), the number of documents filled, and the (_seq_no,
-    _primary_term) of its last write.
-    """
+    """The lock document. `token` identifies the holder, "" if nobody holds the lock. `filled` is the number of
+    documents that the build has filled. `sequence` is (_seq_no, _primary_term) of the last write."""
 
     token: str
     filled: int
@@ -46,9 +46,8 @@ class LockDocument(NamedTuple):
 
 
 class BuildLock:
-    """The build lock, as one process acquires, renews and releases it. `clock` returns monotonic seconds. All methods
-    raise UNAVAILABLE if the server does not answer.
-    """
+    """Acquires, renews and releases the build lock for this process. `clock` returns monotonic seconds. All methods
+    raise UNAVAILABLE if OpenSearch does not answer."""
 
     def __init__(self, opensearch: OpenSearch, namespace: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._opensearch = opensearch
@@ -59,16 +58,12 @@ class BuildLock:
         self._writing = asyncio.Lock()
         self._renewing: asyncio.Task[None] | None = None
         self._held = False
-        # The (_seq_no, _primary_term) of another holder's document as last read, and the time (monotonic seconds) since
-        # when they have not changed.
+        # `sequence` of the lock document of another holder as last read, and the time since when it has not changed.
         self._seen: tuple[tuple[int, int], float] = ((0, 0), 0.0)
 
     async def acquire(self) -> None:
-        """Acquires the lock, or renews it if this process holds it already. From then on a background task renews the
-        lock every RENEW_EVERY_S seconds.
-
-        Raises ALREADY_EXISTS with reason INDEX_BEING_BUILT if another process holds the lock.
-        """
+        """Acquires the lock, or renews it if this process holds it, and starts a task that renews it every
+        RENEW_EVERY_S seconds. Raises ALREADY_EXISTS (INDEX_BEING_BUILT) if another process holds it."""
         async with self._writing:
             self._filled = 0
             found = await self.read()
@@ -81,23 +76,21 @@ class BuildLock:
                 await self._write(self._token, _if_unchanged(found.sequence))
             self._held = True
         if self._renewing is None:
-            # The task gets an empty context, because it runs longer than the call that began the build and must not
-            # inherit the deadline of that call.
+            # An empty context, because the task runs longer than the call that starts it and must not have the call's
+            # deadline.
             self._renewing = asyncio.get_running_loop().create_task(
                 self._renew_forever(), context=contextvars.Context()
             )
 
     def count(self, filled: int) -> None:
-        """Adds `filled` to the number of documents filled into the index; the next renewal stores the sum in the lock
-        document."""
+        """Adds `filled` to the number of filled documents. The next renewal writes this number to the lock document."""
         self._filled += filled
 
     async def renew(self) -> None:
-        """Renews the lock now. Raises FAILED_PRECONDITION if this process does not hold the lock any more, because
-        another process acquired it after it had expired."""
+        """Renews the lock now. Raises FAILED_PRECONDITION if this process does not hold it, because it expired and
+        another process acquired it."""
         async with self._writing:
-            # The document is read each time, because this shows whether an earlier write whose response was lost has
-            # succeeded.
+            # The document is read each time, because a write whose response was lost may have changed its `sequence`.
             found = await self.read()
             if not self._held or found is None or found.token != self._token:
                 self._held = False
@@ -107,7 +100,8 @@ class BuildLock:
             await self._write(self._token, _if_unchanged(found.sequence))
 
     async def release(self) -> None:
-        """Releases the lock. If the server does not answer, the lock expires instead."""
+        """Stops the renewals and releases the lock. If OpenSearch does not answer, ignores the error: the lock
+        expires."""
         if self._renewing is not None:
             self._renewing.cancel()
             await asyncio.gather(self._renewing, return_exceptions=True)
@@ -121,7 +115,7 @@ class BuildLock:
                 await self._write("", _if_unchanged(found.sequence))
 
     async def read(self) -> LockDocument | None:
-        """Returns the lock document; None if there is none yet."""
+        """Returns the lock document, None if it does not exist."""
         try:
             found = await self._opensearch.call("GET", f"/{self._index}/_doc/{_DOCUMENT}")
         except RequestRejected as error:
@@ -132,8 +126,8 @@ class BuildLock:
         return LockDocument(kept["token"], kept["filled"], (found["_seq_no"], found["_primary_term"]))
 
     def _raise_unless_expired(self, sequence: tuple[int, int]) -> None:
-        """Raises ALREADY_EXISTS (INDEX_BEING_BUILT) unless the lock of the other process has expired. `sequence` is the
-        sequence number of the lock document as just read."""
+        """Raises ALREADY_EXISTS (INDEX_BEING_BUILT) if the lock of another process has not expired. `sequence` is that
+        of the lock document as read now."""
         now_s = self._clock()
         if sequence != self._seen[0]:
             self._seen = (sequence, now_s)
@@ -142,8 +136,8 @@ class BuildLock:
         log.warning(LogEvent.BUILD_LOCK_EXPIRED)
 
     async def _create_index(self) -> None:
-        # The server rejects the request if another process has created the index meanwhile, which does no harm. On a
-        # busy server the creation takes seconds.
+        # A rejection is ignored: another process has created the index meanwhile. On a busy server the request takes
+        # seconds, hence the longer timeout.
         with contextlib.suppress(RequestRejected):
             await self._opensearch.call("PUT", f"/{self._index}", _BODY, timeout_s=BACKGROUND_TIMEOUT_S)
 

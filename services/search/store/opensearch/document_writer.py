@@ -1,10 +1,9 @@
 """Writes documents to OpenSearch so that the newest version of each document stays, whatever the order of the writes.
 
-Documents are written with their version as external version, and a removal writes a tombstone with a version above all
-others. So the server's own version check rejects a late write of a scan. But the check also rejects the document of a
-tweet or user that is restored after a removal. Therefore this module compares each rejected change with the stored
-document. If the change is newer, it replaces the stored document, on condition that the sequence number of that
-document has not changed.
+A document is written with its version as OpenSearch's external version, and a removal writes an empty document
+(TOMBSTONE) with a version above all others. So OpenSearch rejects a late write of a scan. It also rejects the document
+of a tweet or user that was restored after a removal. So each rejected change is compared with the stored document, and
+if the change is newer, it is written again, on the condition that the stored document has not changed since.
 """
 
 from __future__ import annotations
@@ -23,24 +22,25 @@ from services.platform.opensearch.client import (
 from services.search.store import Collection, IndexChange
 from services.search.store.opensearch import requests
 
-# Greater than every version: versions are milliseconds, or small counters.
+# The external version of a removal. It is larger than the version of every document, which is a time in Unix
+# milliseconds or a small counter.
 ABOVE_ALL = 1 << 62
-# Attempts of a write that conflicts with concurrent writes of the same documents. If all fail, the cause is a fault,
-# not concurrency.
+# Maximum number of attempts of a write, which fail if other processes write the same documents. After the last one the
+# write is rejected with UNAVAILABLE.
 TRIES = 5
 
 
 class DocumentWriter:
-    """Writes changes through aliases, one for each collection. Raises UNAVAILABLE if the server does not answer."""
+    """Writes changes to indexes, which are named by one alias per collection. Methods raise UNAVAILABLE if OpenSearch
+    does not answer."""
 
     def __init__(self, opensearch: OpenSearch) -> None:
         self._opensearch = opensearch
 
     async def add_unknown(self, changes: Sequence[IndexChange], names: Mapping[Collection, str]) -> bool:
-        """Writes each document unless the index holds the same or a newer version of it. Returns False if an index that
-        `names` names does not exist."""
-        # Conflicts are expected: a document that was written meanwhile has the same or a higher version, and a
-        # tombstone has the highest.
+        """Writes those documents of which the index has no version, or an older one. `names` has the alias of each
+        collection. Returns False if an alias does not exist."""
+        # Conflicts are ignored: the stored document has the same or a higher version.
         operations = [_operation(change, names[change.collection], "external") for change in changes]
         for refusal in await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S):
             if refusal is None or refusal.status == CONFLICT:
@@ -51,9 +51,9 @@ class DocumentWriter:
         return True
 
     async def write(self, changes: Sequence[IndexChange], names: Mapping[Collection, str]) -> bool:
-        """Writes the changes through the aliases `names`. Returns False if one of their indexes does not exist. Raises
-        UNAVAILABLE if concurrent writes of the same documents conflict in TRIES attempts.
-        """
+        """Writes the changes, except those that are older than the stored document. `names` has the alias of each
+        collection. Returns False if an alias does not exist. Raises UNAVAILABLE if other processes wrote the same
+        documents during each of TRIES attempts."""
         operations = [_operation(change, names[change.collection], "external_gte") for change in changes]
         pending = list(changes)
         for _ in range(TRIES):
@@ -78,11 +78,8 @@ class DocumentWriter:
     async def _reconsider(
         self, refused: Sequence[IndexChange], names: Mapping[Collection, str]
     ) -> tuple[list[IndexChange], list[BulkOperation]]:
-        """Returns those of the rejected changes that are newer than the stored document, and the bulk operations that
-        write these changes.
-
-        Each bulk operation succeeds only if the stored document is still the one that this method read.
-        """
+        """Reads the stored documents of rejected changes. Returns the changes that are newer than the stored document,
+        and a bulk operation for each, which succeeds only if the stored document has not changed since."""
         seen = [requests.VERSION, requests.REMOVED]
         wanted = [{"_index": names[c.collection], "_id": str(c.id), "_source": seen} for c in refused]
         answer = await self._opensearch.call("POST", "/_mget", {"docs": wanted}, BACKGROUND_TIMEOUT_S)
@@ -99,7 +96,7 @@ class DocumentWriter:
 
 def _operation(change: IndexChange, name: str, version_type: str) -> BulkOperation:
     version = ABOVE_ALL if change.document is None else change.document.version
-    # `require_alias`: a write must not create an index by itself.
+    # Without `require_alias` a write would create an index if the alias does not exist.
     options = {"_index": name, "_id": str(change.id), "require_alias": True}
     return BulkOperation("index", options | {"version": version, "version_type": version_type}, _body(change))
 
@@ -113,7 +110,8 @@ def _replacement(change: IndexChange, name: str, found: dict[str, Any] | None) -
 
 
 def _is_outdated(state: dict[str, Any], change: IndexChange) -> bool:
-    """Returns True if the stored document is newer than the change, or the same removal."""
+    """Returns whether the change must not be written: the stored document is newer, or both are removals. `state` is
+    the stored document's source."""
     if change.document is None:
         return bool(state.get(requests.REMOVED))
     return not state.get(requests.REMOVED) and state[requests.VERSION] > change.document.version
