@@ -1,9 +1,9 @@
-"""Manages the indexes on OpenSearch by aliases: which is in use, which is being built, and the switch between them.
+"""Creates and deletes generations of indexes on OpenSearch, and puts a new generation in use.
 
-Each collection has one index for each generation, such as `<namespace>-tweets-v1-7`. All state is in aliases, which
-the server changes atomically for all processes: `<namespace>-tweets-v1` is on the index in use, `…-filled` on an
-index that was filled completely, and `…-filling-8` on the index being built. Builders write through the last one, so
-that nothing is written into a discarded build.
+A generation has one index per collection, such as `<namespace>-tweets-v2-7` for generation 7. Aliases show the state of
+an index, and OpenSearch changes several aliases atomically: `<namespace>-tweets-v2` is on the index in use, `…-filled`
+on an index that was filled completely, and `…-filling-8` on the index of generation 8 while it is built. A build writes
+through its `…-filling-` alias, so it cannot write after it was discarded.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from services.platform.rpc import errors
 from services.search.store import Collection
 from services.search.store.opensearch.requests import FORMAT, index_body
 
-# Attempts to create the first index: if two processes create it at the same time, a second attempt is needed; if a
-# third process removes the duplicate, one more.
+# Maximum number of attempts of `ensure`. A second is needed if two processes create the first index concurrently, a
+# third if yet another process deletes the duplicate.
 TRIES = 5
 
 _WORDS = {Collection.TWEETS: "tweets", Collection.USERS: "users"}
@@ -40,8 +40,9 @@ log = structlog.get_logger(__name__)
 class GenerationState(NamedTuple):
     """The generations on the server.
 
-    `current`: for each collection the generations in use (normally one; empty: none). `filled`: True if the indexes
-    of all collections were filled. `filling`: the generations being built. `numbers`: all generations.
+    `current` has the numbers of the indexes in use by collection: one, or none before the first is created, or two if
+    two processes created one concurrently. `filled` is true if the index in use of each collection was filled
+    completely. `filling` are the generations that are being built. `numbers` are all generations.
     """
 
     current: dict[Collection, tuple[int, ...]]
@@ -51,35 +52,35 @@ class GenerationState(NamedTuple):
 
     @property
     def retired(self) -> frozenset[int]:
-        """The generations that were in use before and have no alias any more."""
+        """The generations without an alias, which were in use before."""
         return self.numbers - self.filling - {number for numbers in self.current.values() for number in numbers}
 
     @property
     def number(self) -> int:
-        """The generation in use; 0 if a collection has none."""
+        """The generation in use; 0 if a collection has no index in use."""
         return min(max(numbers, default=0) for numbers in self.current.values())
 
 
 class IndexGenerations:
-    """Creates indexes and changes aliases. All methods raise UNAVAILABLE if the server fails."""
+    """Creates and deletes indexes and changes aliases. All methods raise UNAVAILABLE if OpenSearch does not answer."""
 
     def __init__(self, opensearch: OpenSearch, namespace: str, shards: int) -> None:
         self._opensearch = opensearch
         self._shards = shards
-        # Concurrent calls of `ensure` in this process wait for the first of them.
+        # Lets one call of `ensure` run at a time, so that calls of this process create no duplicates.
         self._ensuring = asyncio.Lock()
         self._bases = {kind: f"{namespace}-{word}-v{FORMAT}" for kind, word in _WORDS.items()}
 
     def alias(self, collection: Collection) -> str:
-        """Returns the alias of the index in use, for reads and writes."""
+        """Returns the alias of the collection's index in use, for reads and writes."""
         return self._bases[collection]
 
     def filling(self, collection: Collection, number: int) -> str:
-        """Returns the alias for writes to the index with this number while it is being built."""
+        """Returns the alias of the collection's index in the generation `number` while that is being built."""
         return f"{self._bases[collection]}-filling-{number}"
 
     async def state(self) -> GenerationState:
-        """Returns the generations as the server has them, from one request."""
+        """Reads the state of all generations with one request."""
         pattern = ",".join(f"{base}-*" for base in self._bases.values())
         found = await self._opensearch.call("GET", f"/{pattern}/_alias", timeout_s=BACKGROUND_TIMEOUT_S)
         current: dict[Collection, tuple[int, ...]] = dict.fromkeys(Collection, ())
@@ -102,8 +103,7 @@ class IndexGenerations:
         return GenerationState(current, filled == set(Collection), frozenset(filling), frozenset(numbers))
 
     async def ensure(self) -> GenerationState:
-        """Creates an empty index for each collection without an index in use, and returns the state of all
-        generations."""
+        """Creates an empty index for each collection that has no index in use. Returns the state afterwards."""
         async with self._ensuring:
             return await self._ensure()
 
@@ -119,16 +119,15 @@ class IndexGenerations:
                 log.info(LogEvent.SEARCH_INDEX_CREATED, name=self._bases[kind])
             await asyncio.gather(*(self._create(kind, number, self._bases[kind]) for kind in missing))
             for kind in duplicates:
-                # Two indexes of one collection are in use: while this process created an empty one, another process put
-                # a built one in use. The index with the lower number is the built one, because its build began earlier;
-                # it stays, and the other one is deleted.
+                # Two indexes of one collection are in use: while one process created an empty index, another put a
+                # built one in use. The built one has the lower number, because its build began earlier. It stays, and
+                # the other is deleted.
                 await self._delete(kind, sorted(state.current[kind])[1:])
         raise unavailable("another process is creating the search index: try again")
 
     async def begin(self) -> int:
-        """Discards a build in progress, creates one new index for each collection, and returns the number of their
-        generation. From then on `state` reports this generation as being built, and callers write changes to it too.
-        """
+        """Discards builds in progress, creates the indexes of a new generation, and returns its number. From now on the
+        generation is among `filling` of `state`, so processes write changes to it too."""
         state = await self.ensure()
         await self.remove(state.filling)
         number = max(state.numbers) + 1
@@ -138,11 +137,9 @@ class IndexGenerations:
         return number
 
     async def take_over(self, number: int) -> None:
-        """Puts the generation `number` in use, in place of the generation that was in use before, atomically.
-
-        Does not delete the earlier generation, because searches may be running in it. Raises FAILED_PRECONDITION if
-        another process discarded the generation `number`.
-        """
+        """Puts the generation `number` in use in place of the earlier one, atomically. Does not delete the earlier one,
+        because searches may still read it. Raises FAILED_PRECONDITION if another process discarded the generation
+        `number`."""
         state = await self.state()
         actions: list[dict[str, Any]] = []
         for kind, base in self._bases.items():
@@ -164,28 +161,28 @@ class IndexGenerations:
             raise
 
     async def discard(self, number: int) -> None:
-        """Deletes the generation `number` if its build is not finished."""
+        """Deletes the generation `number` if it is still being built."""
         if number in (await self.state()).filling:
             await self.remove((number,))
 
     async def remove_retired(self, before: int) -> None:
-        """Deletes the retired generations with numbers below `before`."""
+        """Deletes the retired generations below the number `before`."""
         retired = (await self.state()).retired
         await self.remove(number for number in retired if number < before)
 
     async def remove(self, numbers: Iterable[int]) -> None:
-        """Deletes the generations with these numbers. An index that is already gone is no error."""
+        """Deletes the generations with these numbers. Ignores indexes that do not exist."""
         gone = list(numbers)
         await asyncio.gather(*(self._delete(kind, gone) for kind in Collection))
 
     async def refresh(self, names: Iterable[str]) -> None:
-        """Makes everything that was written through these aliases searchable."""
+        """Makes all writes through the aliases `names` visible to searches."""
         await self._opensearch.call(
             "POST", f"/{','.join(names)}/_refresh", None, BACKGROUND_TIMEOUT_S, {"ignore_unavailable": "true"}
         )
 
     async def _create(self, kind: Collection, number: int, alias: str) -> bool:
-        """Creates an index with the alias and returns True; returns False if the index exists."""
+        """Creates the collection's index `number` with the alias. Returns False if it exists."""
         body = index_body(self._shards, alias)
         try:
             made = await self._opensearch.call("PUT", f"/{self._bases[kind]}-{number}", body, BACKGROUND_TIMEOUT_S)
@@ -194,7 +191,8 @@ class IndexGenerations:
                 return False
             raise
         if not made["acknowledged"]:
-            # A node that does not know the new alias yet would not send changes to it.
+            # Some nodes do not know the new alias yet. `state`, read from such a node, would lack it, and changes would
+            # not be written to the new index.
             raise unavailable("not all OpenSearch nodes know the new search index yet: try again")
         return True
 

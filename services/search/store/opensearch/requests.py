@@ -1,8 +1,8 @@
 """Request bodies for OpenSearch: index settings, documents, and searches.
 
-Texts are split into words by services/search/tokenizer.py and sent with spaces between the words, so that both
-backends find the same documents. Searches use exact terms and phrases only; the server parses no query text and no
-patterns of users.
+Texts are split into words by services/search/tokenizer.py and sent with spaces between the words, so that both backends
+find the same documents. Searches use exact terms and phrases only: OpenSearch parses no text of users as a query or a
+pattern.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ import orjson
 
 from services.search.store import Document, Query, RankPosition
 
-# The number is part of every index name. Processes of two formats can run side by side, each with its own indexes.
+# Number of the format of indexes; increment it with each change of settings, mappings or documents. It is part of the
+# index names, so releases with different formats use different indexes and can run side by side.
 FORMAT = 2
 
 ID, VERSION, AUTHOR, EXACT, WORDS, REMOVED = "id", "version", "author_id", "exact", "words", "removed"
 RANK = "rank"
 PREFERRED = "preferred"
 
-# The server stops a search after this time. The client's timeout, MAX_CALL_S, is 0.5 s longer.
+# Time after which OpenSearch stops a search. The client's timeout, MAX_CALL_S, is 0.5 s longer.
 SEARCH_TIMEOUT = "1500ms"
-# Maximum of documents examined (in each shard) for completing a tag. The newest come first, and more would not change
-# the result noticeably.
+# Maximum number of documents per shard that the completion of a hashtag reads, the newest first. With more, the result
+# would hardly change.
 MAX_COMPLETED_FROM = 100_000
-# Up to this number distinct authors are counted exactly, above it within a few percent.
+# Maximum number of different authors per term that OpenSearch counts exactly. Larger numbers are estimates, within a
+# few percent.
 AUTHORS_COUNTED_EXACTLY = 100
-# Every change refreshes the index explicitly. This interval makes changes visible whose process died before its
-# refresh.
+# Interval at which OpenSearch refreshes an index by itself. Processes refresh after each change, so it is only needed
+# if a process dies before its refresh.
 REFRESH_INTERVAL = "1s"
 
 _SPACED = "spaced"
 _MAPPINGS: dict[str, Any] = {
-    # An unlisted field is a bug in this adapter, so the server must reject it.
+    # OpenSearch rejects documents with fields that are not listed here: they would be a bug of this adapter.
     "dynamic": "strict",
     "properties": {
         ID: {"type": "long"},
@@ -48,8 +50,8 @@ _MAPPINGS: dict[str, Any] = {
 }
 _ANALYSIS = {"analyzer": {_SPACED: {"type": "custom", "tokenizer": "whitespace"}}}
 
-# The body that replaces a removed document. It stays in the index, so that a late write of a scan cannot restore the
-# document. It has neither id nor terms, so no search matches it.
+# The document that replaces a removed one. It stays in the index with the highest version, so a late write of a scan is
+# rejected. It has no terms and no field ID, so no search matches it.
 TOMBSTONE = orjson.dumps({REMOVED: True})
 
 
@@ -60,7 +62,7 @@ def index_body(shards: int, alias: str) -> dict[str, Any]:
         # The index has one replica if the cluster has a second node.
         "auto_expand_replicas": "0-1",
         "refresh_interval": REFRESH_INTERVAL,
-        # Sorted newest first on disk, so that a page of a frequent word is complete after its first documents.
+        # Documents are stored newest first, so a search for the newest matches can stop once its page is full.
         "sort.field": ID,
         "sort.order": "desc",
         "analysis": _ANALYSIS,
@@ -83,28 +85,24 @@ def document_body(document: Document) -> bytes:
 
 
 def page_body(query: Query, before_id: int, limit: int) -> dict[str, Any]:
-    """Returns the body of a search request for up to `limit` ids below `before_id` (0: no bound), greatest first.
-
-    The request has a timeout but no `terminate_after`: a search that stops after a number of documents could miss the
-    newest matches.
-    """
+    """Returns the body of a search request for up to `limit` ids below `before_id` (0: no bound), newest first. It has
+    no `terminate_after`, because a search that stops after a number of documents could miss the newest matches."""
     bool_query = {"filter": [*_clauses(query), *_conditions(query, before_id)], "must_not": _excluded(query)}
     return _bounded({"query": {"bool": bool_query}, "size": limit, "sort": [{ID: "desc"}]})
 
 
 def ranked_body(query: Query, after: RankPosition | None, limit: int) -> dict[str, Any]:
     """Returns the body of a search request for up to `limit` documents after the position `after` (None: from the
-    first), in descending order of rank and, for equal ranks, ascending order of id.
-    """
+    first), by descending rank, of equal ranks by ascending id."""
     bool_query = {"filter": [*_clauses(query), *_conditions(query, 0)], "must_not": _excluded(query)}
     page: dict[str, Any] = {"query": {"bool": bool_query}, "size": limit, "sort": [{RANK: "desc"}, {ID: "asc"}]}
     return _bounded(page if after is None else page | {"search_after": list(after)})
 
 
 def best_body(query: Query, before_id: int, limit: int, preferred: Sequence[str]) -> dict[str, Any]:
-    """Returns the body of a search request for the documents with the best text scores. Hits that contain a term of
-    `preferred` have PREFERRED among their matched query names."""
-    # Filters and preferred terms must not change the text score.
+    """Returns the body of a search request for the up to `limit` documents with the best text scores, with ids below
+    `before_id` (0: no bound). Hits with one of the exact terms `preferred` have PREFERRED in `matched_queries`."""
+    # Only `must` adds to the text score: `filter` has none, and the clause for preferred terms has the boost 0.
     bool_query = {"must": _clauses(query), "filter": _conditions(query, before_id), "must_not": _excluded(query)}
     if preferred:
         named = {"filter": {"terms": {EXACT: list(preferred)}}, "boost": 0.0, "_name": PREFERRED}
@@ -113,16 +111,16 @@ def best_body(query: Query, before_id: int, limit: int, preferred: Sequence[str]
 
 
 def terms_body(prefix: str, limit: int) -> dict[str, Any]:
-    """Returns the body of a search request that aggregates the most frequent exact terms that begin with `prefix`."""
+    """Returns the body of a search request for the up to `limit` most frequent exact terms that begin with `prefix`, as
+    an aggregation."""
     counted = _terms_with_prefix(prefix) | {"size": limit, "order": [{"_count": "desc"}, {"_key": "asc"}]}
     body = {"query": {"prefix": {EXACT: {"value": prefix}}}, "size": 0, "aggs": {EXACT: {"terms": counted}}}
     return _bounded(body | {"terminate_after": MAX_COMPLETED_FROM})
 
 
 def most_used_body(prefixes: Sequence[str]) -> dict[str, Any]:
-    """Returns the body of a search request with one aggregation for each prefix, named by the prefix's index in
-    `prefixes`: the exact term with this prefix that most authors use.
-    """
+    """Returns the body of a search request with an aggregation for each prefix: the exact term beginning with it that
+    most authors use. The name of an aggregation is the index of the prefix in `prefixes`."""
     authors = {"cardinality": {"field": AUTHOR, "precision_threshold": AUTHORS_COUNTED_EXACTLY}}
     aggregations: dict[str, Any] = {}
     for place, prefix in enumerate(prefixes):
@@ -164,17 +162,17 @@ def _conditions(query: Query, before_id: int) -> list[dict[str, Any]]:
 
 
 def _terms_with_prefix(prefix: str) -> dict[str, Any]:
-    # OpenSearch 3.3 handles PREFIX.* as a range of terms, and fails with status 500 if no term of a shard is in or after
-    # it. In parentheses it is an ordinary pattern.
+    # The parentheses avoid a bug of OpenSearch 3.3: it reads `PREFIX.*` as a range of terms, and fails with status 500
+    # if all terms of a shard are before this range.
     return {"field": EXACT, "include": f"({''.join(map(_escape_pattern, prefix))}.*)"}
 
 
 def _bounded(body: dict[str, Any]) -> dict[str, Any]:
-    # No stored field is loaded, not even `_id`: 300 hits can be in 300 compressed blocks, and ids are doc values as
-    # well.
+    # Hits are read from doc values only. Each stored field, even `_id`, would be read from a compressed block, up to
+    # 300 blocks for 300 hits.
     return body | {"timeout": SEARCH_TIMEOUT, "track_total_hits": False, "_source": False, "stored_fields": "_none_"}
 
 
 def _escape_pattern(character: str) -> str:
-    # The server expects a regular expression, so every special character is escaped.
+    # `include` is a regular expression, so special characters are escaped.
     return character if character.isalnum() else "\\" + character

@@ -1,7 +1,7 @@
 """The search index on OpenSearch, shared by all processes of the service. Changes are durable when `apply` returns.
 
-A change is written to the index in use, and also to the index that a rebuild is filling. If an index holds another
-version of the document already, `document_writer` decides which version stays.
+A change is written to the generation in use and to one that is being built. If an index has another version of the
+document, `document_writer` decides which version stays.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ from services.search.store.opensearch.build_lock import BuildLock
 from services.search.store.opensearch.document_writer import DocumentWriter
 from services.search.store.opensearch.index_aliases import IndexGenerations
 
-# Seconds that OpenSearch may take to start before an error is logged.
+# Seconds after which the attempts to create missing indexes at the start end with a logged error, and seconds between
+# two attempts. OpenSearch may be starting too.
 OPEN_MAX_S = 10.0
 OPEN_RETRY_S = 0.5
-# Attempts of a write. An attempt fails if the index is switched or dropped meanwhile. If all attempts fail, the cause
-# is a fault and not a switch.
+# Maximum number of attempts of a write. An attempt fails if the index in use does not exist, because it was dropped.
+# After the last one the write is rejected with UNAVAILABLE.
 TRIES = 5
 
 log = structlog.get_logger(__name__)
@@ -62,11 +63,8 @@ class OpenSearchIndex:
 
     @classmethod
     async def open(cls, settings: Settings) -> Self:
-        """Opens the index without waiting for the server.
-
-        Missing indexes are created in the background, or by the first call that needs them. If OpenSearch does not
-        answer, the process starts all the same, and only searches fail.
-        """
+        """Returns the index without waiting for OpenSearch. Missing indexes are created in the background, or by the
+        first call that needs them. So the process starts even if OpenSearch does not answer, and only searches fail."""
         index = cls(OpenSearch.from_settings(settings), settings)
         index._start_task(index._create_missing())
         return index
@@ -97,8 +95,8 @@ class OpenSearchIndex:
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
         body = requests.best_body(query, before_id, min(limit, MAX_FOUND), preferred)
-        # `dfs_query_then_fetch` uses the term statistics of all shards together, so that scores of different shards are
-        # comparable.
+        # With `dfs_query_then_fetch` scores are computed from the term statistics of all shards, so that scores of
+        # different shards are comparable.
         found = await self._search(Collection.TWEETS, body, search_type="dfs_query_then_fetch")
         return [
             Hit(
@@ -156,8 +154,8 @@ class OpenSearchIndex:
 
     async def close(self) -> None:
         number, self._building = self._building, None
-        # The background tasks can be cancelled without harm: the next call that needs a missing index creates it, and
-        # the next switch of the index deletes retired indexes.
+        # The background tasks may be cancelled: a later call creates missing indexes, and the end of the next build
+        # deletes retired ones.
         for task in tuple(self._tasks):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -170,7 +168,7 @@ class OpenSearchIndex:
         await self._opensearch.close()
 
     async def _remove_before(self, number: int) -> None:
-        # After MAX_CALL_S seconds no search can still run in the old index.
+        # No search takes longer than MAX_CALL_S seconds, so afterwards none reads the old index.
         await asyncio.sleep(MAX_CALL_S)
         try:
             await self._generations.remove_retired(number)
@@ -178,7 +176,7 @@ class OpenSearchIndex:
             log.warning(LogEvent.SEARCH_INDEX_REMOVE_RETIRED_FAILED, error=str(error))
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        # An empty context, so that the task does not inherit the deadline of the call that starts it.
+        # An empty context, so that the task does not have the deadline of the call that starts it.
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -205,22 +203,21 @@ class OpenSearchIndex:
         return {kind: self._generations.filling(kind, number) for kind in Collection}
 
     async def _apply(self, changes: Sequence[IndexChange]) -> None:
-        """Applies changes of different documents to the index in use and to the one being built. Raises UNAVAILABLE
-        after TRIES attempts.
-        """
+        """Applies changes, each of another document, to the generations in use and being built. Raises UNAVAILABLE
+        after TRIES attempts."""
         for _ in range(TRIES):
-            # The state is read before the write: an index whose build begins later is filled by a scan of the owning
-            # services, which already contain these changes.
+            # The state is read before the write. A build that begins afterwards needs no write, because its scan reads
+            # the current tweets and users.
             state = await self._generations.state()
             in_use = {kind: self._generations.alias(kind) for kind in Collection}
             filling = [self._aliases_of_build(number) for number in state.filling]
-            # The index being built is written first. If another process puts that index in use between the two writes,
-            # the second write goes to the same index, which does no harm.
+            # The generation being built is written first. If it is put in use between the two writes, the second write
+            # repeats the first. In the other order both writes could miss it.
             for names in filling:
                 await self._writer.write(changes, names)
             if not await self._writer.write(changes, in_use):
-                # The index in use does not exist, because an operator or another process dropped it. An empty index is
-                # created, and the changes are written again.
+                # The index in use does not exist: an operator or another process dropped it. Creates an empty one and
+                # repeats the write.
                 await self._generations.ensure()
                 continue
             touched = {change.collection for change in changes}
@@ -245,14 +242,14 @@ class OpenSearchIndex:
         except RequestRejected as error:
             if error.status != NOT_FOUND:
                 raise
-        # The index does not exist, because an operator or another process dropped it. This creates an empty index and
-        # sends the request again; searches find nothing until a rebuild fills the index.
+        # The index does not exist: an operator or another process dropped it. Creates an empty one and repeats the
+        # request. Searches find nothing until a rebuild has filled the index.
         await self._generations.ensure()
         return await self._opensearch.call(method, path, body, parameters=parameters)
 
 
 def _split_by_document(changes: Sequence[IndexChange]) -> Iterable[list[IndexChange]]:
-    """Returns the changes in order, split into parts in which each document appears once."""
+    """Splits the changes into parts, in order, so that no part has two changes of one document."""
     parts: list[list[IndexChange]] = []
     times: dict[tuple[Collection, int], int] = {}
     for change in changes:

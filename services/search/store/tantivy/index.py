@@ -1,8 +1,9 @@
-"""One Tantivy index in a folder, and in memory the changes that the next commit will write.
+"""One generation of the embedded search index: a Tantivy index in a folder, and in memory the changes that are not
+committed yet.
 
-A commit costs about 30 ms and an fsync, whatever its size. So changes are collected in memory, where searches find
-them, and committed together. Tantivy works in threads, without the GIL; only the event loop uses the uncommitted
-changes.
+A commit takes about 30 ms and an fsync, whatever its size. So changes are collected in memory, where searches find
+them, and committed together. Tantivy runs in threads, without the GIL; the changes in memory are used on the event loop
+only.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from services.search.store.tantivy.uncommitted import UncommittedChanges, holds_
 
 T = TypeVar("T")
 
-# The size of Tantivy's write buffer: its minimum for one thread. Tantivy writes a segment when the buffer is full, and
-# at each commit.
+# Size of Tantivy's write buffer in bytes: the minimum that it accepts for one thread. Tantivy writes a segment if the
+# buffer is full and at each commit.
 WRITER_HEAP_BYTES = 15_000_000
-# Searches take about 100 µs. With a second thread a long search does not delay all other searches.
+# Number of threads for searches. A search takes about 100 µs; the second thread is there so that a long search does not
+# delay all others.
 SEARCH_THREADS = 2
 
-# The most spellings of one tag that are compared, and the most tweets, newest first, whose authors are counted for
-# each. Users would not notice a difference with more.
+# Maximum number of spellings of a hashtag that `most_used` compares, and of tweets per spelling, the newest, whose
+# authors it counts. With more, the result would hardly change.
 MAX_SPELLINGS = 8
 MAX_TWEETS_PER_SPELLING = 200
 
@@ -37,7 +39,7 @@ _VERSION, _AUTHOR, _RANK, _EXACT, _WORDS = "version", "author_id", "rank", "exac
 
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
-    # Signed, because Tantivy 0.27 finds no documents to delete by an unsigned term.
+    # Signed fields, because Tantivy 0.27 cannot delete documents by a term of an unsigned field.
     for collection in Collection:
         builder.add_integer_field(collection.value, indexed=True, fast=True)
     builder.add_integer_field(_VERSION, fast=True)
@@ -52,34 +54,33 @@ _SCHEMA = _schema()
 
 
 class TantivyThreads:
-    """The threads of a store: one writes, SEARCH_THREADS search. All indexes of the store share them, so that a
-    search can finish after its index was replaced.
-    """
+    """The threads of a store: one for writes, SEARCH_THREADS for searches. All generations share them, so that a search
+    can finish after its generation was replaced."""
 
     def __init__(self) -> None:
         self.write = ThreadPoolExecutor(1, thread_name_prefix="search-write")
         self.search = ThreadPoolExecutor(SEARCH_THREADS, thread_name_prefix="search-read")
 
     async def close(self) -> None:
-        """Stops the threads after the work in progress."""
+        """Waits for the work in progress and stops the threads."""
         for pool in (self.search, self.write):
             await asyncio.to_thread(pool.shutdown)
 
 
 class _Writer:
-    """Runs changes of one index in the writing thread. The first change opens Tantivy's own writer."""
+    """Writes to one index, in the thread for writes. The first write opens Tantivy's IndexWriter."""
 
     def __init__(self, index: tantivy.Index, threads: TantivyThreads) -> None:
         self._index = index
         self._threads = threads
         self._writer: tantivy.IndexWriter | None = None
-        # `_added`: documents were added since the last commit. `_broken`: such documents were lost. Only the writing
-        # thread changes these.
+        # `_added` is true if `add` was called since the last commit, `_broken` if documents of `add` were lost by a
+        # failed write. Only the thread for writes changes both.
         self._added = self._broken = False
 
     async def add(self, changes: Sequence[IndexChange]) -> None:
-        """Writes the changes without a commit. Raises OSError if an earlier failed write has lost changes that were
-        added but not committed."""
+        """Writes the changes without a commit. Raises OSError if the disk fails, or if an earlier failed write has lost
+        documents that were added and not committed."""
 
         def write(writer: tantivy.IndexWriter) -> None:
             self._added = True
@@ -88,8 +89,8 @@ class _Writer:
         await self._run(write)
 
     async def commit(self, changes: Sequence[IndexChange]) -> None:
-        """Writes the changes and commits them together with all added changes. Raises OSError if the disk fails, or if
-        an earlier failed write has lost added changes."""
+        """Writes the changes and commits them together with all added documents. Raises OSError if the disk fails, or
+        if an earlier failed write has lost added documents."""
 
         def write(writer: tantivy.IndexWriter) -> None:
             _write_all(writer, changes)
@@ -100,13 +101,13 @@ class _Writer:
         await self._run(write)
 
     async def close(self) -> None:
-        """Waits for merges of segments and releases the folder."""
+        """Waits until Tantivy has merged its segments, and releases the folder."""
         writer, self._writer = self._writer, None
         if writer is not None:
             await asyncio.get_running_loop().run_in_executor(self._threads.write, writer.wait_merging_threads)
 
     async def _run(self, work: Callable[[tantivy.IndexWriter], None]) -> None:
-        # The work is shielded from cancellation, because the changes in memory must agree with the committed ones.
+        # A cancelled call must not leave a write half done: the changes in memory must agree with the committed ones.
         future = asyncio.get_running_loop().run_in_executor(self._threads.write, self._with_writer, work)
         await asyncio.shield(future)
 
@@ -118,8 +119,8 @@ class _Writer:
         try:
             work(self._writer)
         except BaseException:
-            # The caller of `commit` still has its changes and writes them again. Changes of `add` existed only in the
-            # writer and are lost.
+            # The rollback drops all uncommitted writes. The caller of `commit` still has its changes and writes them
+            # again, but documents of `add` were only in the writer and are lost.
             self._broken = self._added
             failed, self._writer = self._writer, None
             failed.rollback()
@@ -128,23 +129,22 @@ class _Writer:
 
 
 class Generation:
-    """Searches and changes one index. All methods run on one event loop; only one task at a time may call `commit` or
-    `add`.
-    """
+    """Searches and changes one Tantivy index. All methods run on one event loop. Only one task at a time may call
+    `commit` or `add`."""
 
     def __init__(self, index: tantivy.Index, threads: TantivyThreads) -> None:
         self._index = index
         self._writer = _Writer(index, threads)
         self._threads = threads
         self._searcher = index.searcher()
-        # Uncommitted changes, newest first: the changes being collected, and during a commit also the changes being
-        # committed.
+        # Layers of uncommitted changes, newest first: the one to which changes are added, and during a commit (or after
+        # a failed one) also the one that is being committed.
         self._layers = [UncommittedChanges()]
 
     @classmethod
     async def open(cls, folder: Path, threads: TantivyThreads) -> Self:
-        """Opens the index in the folder, or creates one if there is none. Raises ValueError if the index in the folder
-        cannot be read or has another schema."""
+        """Opens the index in the folder, or creates one. Raises ValueError if the index in the folder cannot be read or
+        has another schema."""
         return cls(await asyncio.to_thread(_open, folder), threads)
 
     @property
@@ -153,7 +153,7 @@ class Generation:
         return sum(map(len, self._layers))
 
     async def count(self, collection: Collection) -> int:
-        """Returns the number of documents, including uncommitted ones."""
+        """Returns the number of documents in the collection, committed and uncommitted."""
         layers, searcher = tuple(self._layers), self._searcher
         fresh = _uncommitted_documents(layers, collection)
         of_kind = tantivy.Query.range_query(
@@ -167,8 +167,9 @@ class Generation:
         return await self._search(committed) + sum(document is not None for document in fresh.values())
 
     async def put(self, changes: Sequence[IndexChange]) -> None:
-        """Stores the changes in memory, except documents of a lower version than the current one."""
-        # A snapshot of the layers: it still contains changes that are committed during the await below.
+        """Stores the changes in memory. Ignores documents of a lower version than the stored one."""
+        # The layers are copied because a layer that is committed during the await below leaves `self._layers`, and
+        # `searcher` does not contain it.
         layers, searcher = tuple(self._layers), self._searcher
         wanted = {kind: [c.id for c in changes if c.collection is kind and c.document] for kind in Collection}
         stored = await self._search(
@@ -180,14 +181,15 @@ class Generation:
                 self._layers[0].put(change)
 
     async def add(self, changes: Sequence[IndexChange]) -> None:
-        """Adds documents to the index without storing them in memory; searches find these documents after the next
-        commit. Raises OSError if an earlier failed write has lost documents that were added but not committed.
-        """
+        """Adds documents to the index without storing them in memory. Searches find them after the next commit. Raises
+        OSError if the disk fails, or if an earlier failed write has lost documents that were added and not
+        committed."""
         await self._writer.add(changes)
 
     async def commit(self) -> None:
-        """Makes all changes durable that were put or added before the call."""
-        # If an earlier commit failed, its changes are still in a second layer. That layer is committed first.
+        """Makes all changes durable that were put or added before the call. Raises OSError if the disk fails; the
+        changes stay in memory for the next call."""
+        # If the previous commit failed, its layer is still there and is committed first.
         if len(self._layers) > 1:
             await self._commit_last()
         self._layers.insert(0, UncommittedChanges())
@@ -196,7 +198,7 @@ class Generation:
     async def _commit_last(self) -> None:
         layer = self._layers[-1]
         await self._writer.commit(layer.changes())
-        # No await between these lines: a search sees each change either uncommitted or committed.
+        # Without an await between the two lines, so that a search finds each change once, in the layer or in the index.
         self._searcher = self._index.searcher()
         self._layers.remove(layer)
 
@@ -209,8 +211,8 @@ class Generation:
             at = bound
             hits = await self._search(lambda: _page(searcher, collection, compiled, at, limit))  # noqa: B023 (awaited)
             committed += hits
-            # The layers are read after the await: a document that changed meanwhile is removed from the committed hits
-            # and found in the layers.
+            # The layers are read after the await, so that a document that changed meanwhile is not taken from the index
+            # but from its layer.
             fresh = _uncommitted_documents(layers, collection)
             kept = [key for key in committed if key not in fresh]
             if len(kept) >= limit or len(hits) < limit:
@@ -244,7 +246,7 @@ class Generation:
         return sorted(kept, key=_order)[:limit]
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str]) -> Sequence[Hit]:
-        """Implements `SearchIndex.best` for this index; uncommitted hits have no score and come first."""
+        """Implements `SearchIndex.best` for this index. Uncommitted hits come first and have no score."""
         layers, searcher = tuple(self._layers), self._searcher
         compiled = _below(_compiled(query, Collection.TWEETS), Collection.TWEETS, before_id)
         hits = await self._search(lambda: _best(searcher, compiled, limit, preferred))
@@ -263,11 +265,10 @@ class Generation:
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
         """Implements `SearchIndex.terms` for this index."""
         layers, searcher = tuple(self._layers), self._searcher
-        # A snapshot before the await, so that of each document exactly one version is counted: the uncommitted one if
-        # there is one.
+        # Read before the await, so that one version of each document is counted: the uncommitted one if it exists.
         replaced = tuple(_uncommitted_documents(layers, Collection.TWEETS))
         fresh = {term: len(users) for term, users in _uncommitted_terms(layers, prefix).items()}
-        # Reads more terms than the limit, because uncommitted changes may change the order of any of them.
+        # Reads more terms than the limit, because the counts of uncommitted documents may change the order.
         most = limit + len(fresh)
         counts = Counter(dict(await self._search(lambda: _live_terms(searcher, prefix, most, replaced))))
         counts.update(fresh)
@@ -290,7 +291,7 @@ class Generation:
         return found
 
     async def close(self) -> None:
-        """Releases the folder and discards uncommitted changes. Searches in progress finish normally."""
+        """Discards uncommitted changes and releases the folder. Searches in progress can finish."""
         await self._writer.close()
 
     def _version(
@@ -310,7 +311,7 @@ class Generation:
 def _open(folder: Path) -> tantivy.Index:
     folder.mkdir(parents=True, exist_ok=True)
     index = tantivy.Index(_SCHEMA, path=str(folder))
-    # Texts are already split into words with spaces between them, so the index splits at spaces only.
+    # Words are stored with spaces between them (see `_document`), so Tantivy only has to split at spaces.
     for name, tokenizer in (("whole", tantivy.Tokenizer.raw()), ("spaced", tantivy.Tokenizer.whitespace())):
         index.register_tokenizer(name, tantivy.TextAnalyzerBuilder(tokenizer).build())
     index.config_reader("manual")
@@ -374,7 +375,7 @@ def _each(exact: Sequence[str], phrases: Sequence[Sequence[str]]) -> list[tantiv
 
 
 def _condition(query: tantivy.Query) -> tuple[tantivy.Occur, tantivy.Query]:
-    """Returns a required clause that does not change the score."""
+    """Returns a clause that a match must satisfy and that does not change the score."""
     return tantivy.Occur.Must, tantivy.Query.const_score_query(query, 0.0)
 
 
@@ -383,7 +384,7 @@ def _narrowed(query: tantivy.Query, *conditions: tantivy.Query) -> tantivy.Query
 
 
 def _range(field: str, **bounds: Any) -> tantivy.Query:
-    # Inclusive bounds: Tantivy requires them for a range with one open side.
+    # Bounds are inclusive, which Tantivy requires for a range with only one bound.
     return tantivy.Query.range_query(_SCHEMA, field, tantivy.FieldType.Integer, **bounds)
 
 
@@ -409,8 +410,8 @@ def _ranked_committed(
 ) -> list[RankPosition]:
     """Returns up to `limit` committed matches after `after`, in the order of `SearchIndex.ranked`.
 
-    Tantivy sorts by one field only. So documents of the ranks at which the page begins and ends are read separately,
-    sorted by id.
+    Tantivy can sort by one field only, here the rank. So documents with the first and with the last rank of the page
+    are read by a search of their own, sorted by id.
     """
     found: list[RankPosition] = []
     below: dict[str, int] = {}
@@ -437,7 +438,7 @@ def _ranked_committed(
 def _with_rank(
     searcher: tantivy.Searcher, collection: Collection, query: tantivy.Query, after: RankPosition, limit: int
 ) -> list[RankPosition]:
-    """Returns matches with the rank of `after` and a greater id, lowest id first."""
+    """Returns up to `limit` matches with the rank of `after` and larger ids, in ascending order of ids."""
     rank = _range(_RANK, lower_bound=after.rank, upper_bound=after.rank)
     behind = _range(collection.value, lower_bound=after.id + 1)
     found = searcher.search(
@@ -470,7 +471,7 @@ def _best(searcher: tantivy.Searcher, query: tantivy.Query, limit: int, preferre
 
 
 def _stored(searcher: tantivy.Searcher, collection: Collection, ids: Sequence[int], field: str) -> dict[int, int]:
-    """Returns for each id the value of `field` in its committed document; ids without a document are missing."""
+    """Returns the values of `field` in committed documents by id. Leaves out ids without a committed document."""
     if not ids:
         return {}
     wanted = tantivy.Query.term_set_query(_SCHEMA, collection.value, list(ids))
@@ -483,9 +484,8 @@ def _stored(searcher: tantivy.Searcher, collection: Collection, ids: Sequence[in
 
 
 def _uncommitted_terms(layers: Sequence[UncommittedChanges], prefix: str) -> dict[str, dict[int, int]]:
-    """Returns exact terms that begin with `prefix`, each with the uncommitted documents that have it: document id →
-    author id.
-    """
+    """Returns the exact terms of uncommitted tweets that begin with `prefix`. Each has the author ids by tweet id of
+    the tweets that have it."""
     newest_documents = _uncommitted_documents(layers, Collection.TWEETS)
     found: dict[str, dict[int, int]] = {}
     for layer in layers:
@@ -493,7 +493,7 @@ def _uncommitted_terms(layers: Sequence[UncommittedChanges], prefix: str) -> dic
         for term, ids in layer.terms(prefix):
             for key in ids:
                 document = documents[key]
-                # A newer layer may hold another version of the document.
+                # A newer layer may have another version of the document, which replaces this one.
                 if document is not None and newest_documents[key] is document:
                     found.setdefault(term, {})[key] = document.author_id
     return found
@@ -509,19 +509,19 @@ def _all_except(replaced: Sequence[int]) -> tantivy.Query:
 
 
 def _live_terms(searcher: tantivy.Searcher, prefix: str, limit: int, replaced: Sequence[int]) -> list[tuple[str, int]]:
-    """Returns up to `limit` terms with the number of live documents of each, most frequent first.
+    """Returns up to `limit` exact terms that begin with `prefix`, most frequent first, each with the number of its
+    committed documents without the tweets `replaced`.
 
-    Without the filter query the index would count removed documents until it merges them away. The walk over the
-    posting lists costs about 60 ns an entry: 12 ms for 200,000 tags.
+    Without the filter query Tantivy would also count removed documents until their segments are merged. It takes about
+    60 ns per entry of a posting list: 12 ms for 200,000 hashtags.
     """
     found = searcher.terms_with_prefix(_EXACT, prefix, filter_query=_all_except(replaced), limit=limit)
     return [(term, count) for term, count in found if count]
 
 
 def _authors_by_term(searcher: tantivy.Searcher, prefix: str, replaced: Sequence[int]) -> dict[str, set[int]]:
-    """Returns for each of the MAX_SPELLINGS most used terms with the prefix the authors of its newest
-    MAX_TWEETS_PER_SPELLING tweets.
-    """
+    """Returns the MAX_SPELLINGS most frequent exact terms that begin with `prefix`. Each has the ids of the authors of
+    its newest MAX_TWEETS_PER_SPELLING committed tweets, without the tweets `replaced`."""
     gone = frozenset(replaced)
     found: dict[str, set[int]] = {}
     for term, _ in _live_terms(searcher, prefix, MAX_SPELLINGS, replaced):

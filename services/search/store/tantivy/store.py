@@ -1,9 +1,8 @@
-"""The embedded search index: Tantivy in a local folder, committed about once a second, rebuilt beside the index in
-use.
+"""The search index of the embedded backend: Tantivy in a local folder, with a commit about once a second.
 
-The folder holds one sub-folder for each index, named by its number, and the file `state.json`. This file stores the
-number of the index in use and the offset of the event log up to which the changes in that index are durable. It is
-written after the commit of the index, so after a crash some events are applied twice, but none is lost.
+The folder has a sub-folder for each generation, named by its number, and the file `state.json` with the number of the
+generation in use and the offset of the event log up to which its changes are durable. The file is written after the
+commit of the changes, so after a crash some events are applied twice, but none is lost.
 """
 
 from __future__ import annotations
@@ -25,21 +24,20 @@ from services.platform.sqlite.lockfile import LockFile
 from services.search.store import MAX_FOUND, BuildStatus, Collection, Hit, IndexChange, Query, RankPosition
 from services.search.store.tantivy.index import Generation, TantivyThreads
 
-# Interval between commits. Searches see changes before they are committed. After a crash the events of about this many
-# seconds are read from the log again.
+# Seconds between two commits. Searches find changes before they are committed. After a crash the consumer reads the
+# events of about this time again.
 COMMIT_EVERY_S = 1.0
-# Maximum delay in seconds between two attempts of a failed commit, so the end of a disk outage is noticed within this
-# time.
+# Maximum seconds between two attempts of a commit that fails. The delay doubles from COMMIT_EVERY_S.
 RETRY_MAX_S = 10.0
-# With this many uncommitted changes a commit starts before the interval is over.
+# If there are more uncommitted changes than this, the next commit does not wait for the end of the interval.
 COMMIT_AT_CHANGES = 5_000
-# Changes stored before the event loop gets control again: about 3 ms.
+# Number of changes that are stored between two yields to the event loop: about 3 ms.
 PUTS_PER_TURN = 50
-# Maximum of uncommitted changes in memory, about 5 KB each. It is reached only if the disk fails. Then `apply` raises
-# UNAVAILABLE, and the event log delivers the events again later.
+# Maximum number of uncommitted changes in memory, about 5 KB each. Beyond it `apply` raises UNAVAILABLE, and the
+# consumer retries the events. It is reached only if commits fail, for example because the disk is full.
 MAX_UNCOMMITTED = 20_000
-# The version of the documents' format. Increment it whenever the content of documents changes: an index of another
-# format is rebuilt.
+# Number of the format of documents; increment it whenever the content of documents changes. An index with another
+# format is rebuilt at the start.
 FORMAT = 2
 
 _STATE = "state.json"
@@ -57,15 +55,15 @@ class EmbeddedSearchIndex:
         self._lock = lock
         self._threads = threads
         self._number = number
-        # Two offsets of the event log: up to `_position` the changes are durable in the index (None: never filled); up
-        # to `_applied` they were applied.
+        # Offsets of the event log: changes up to `_position` are durable (None: the index was never filled), changes up
+        # to `_applied` are applied.
         self._position = position
         self._applied = position or 0
         self._current: Generation
         self._next: Generation | None = None
         self._filled = 0
-        # Documents that `apply` has written to the index being built (`begin` started that build). `fill` skips them,
-        # because the scan that it gets its documents from may have read an older version.
+        # Documents that `apply` has written or removed since `begin`. `fill` skips them, because the scan may have read
+        # an older version.
         self._applied_during_build: set[tuple[Collection, int]] = set()
         self._changed = asyncio.Event()
         self._commit_soon = asyncio.Event()
@@ -74,11 +72,11 @@ class EmbeddedSearchIndex:
 
     @classmethod
     async def open(cls, folder: Path) -> Self:
-        """Opens or creates the index in the folder. Raises FAILED_PRECONDITION if another process has the index open,
-        or if no index can be created in the folder.
+        """Opens the index in the folder, or creates one. Raises FAILED_PRECONDITION if another process has the index
+        open, or if no index can be created in the folder.
 
-        If the stored index cannot be read, drops it and creates an empty one, because the index is derived data. Then
-        `position` is None, which makes the service rebuild the index.
+        If the stored index cannot be read, drops it and creates an empty one, because the index is derived data.
+        `position` is then None, so the service rebuilds the index.
         """
         with naming(folder):
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
@@ -119,8 +117,8 @@ class EmbeddedSearchIndex:
             self._commit_soon.set()
 
     async def _put(self, changes: Sequence[IndexChange]) -> None:
-        # Both fields are read before the first await. If a build begins during an await, its scan of the owning
-        # services contains these changes, so they must not be recorded as applied to the index being built.
+        # Both fields are read before the first await. If a build begins during an await, its scan reads these changes,
+        # so they need not be written to its index.
         current, begun = self._current, self._next
         if begun is not None:
             self._applied_during_build.update((change.collection, change.id) for change in changes)
@@ -166,7 +164,7 @@ class EmbeddedSearchIndex:
         async with self._commit_lock:
             begun, applied = self._require_build(), self._applied
             await begun.commit()
-            # Changes applied during the commit are uncommitted in both indexes, so the new one has them too.
+            # Changes applied during the commit are uncommitted in both generations, so the new one has them too.
             old, old_number = self._current, self._number
             self._current, self._next, self._number = begun, None, old_number + 1
             self._applied_during_build.clear()
@@ -175,7 +173,7 @@ class EmbeddedSearchIndex:
             await asyncio.to_thread(shutil.rmtree, self._path(old_number), ignore_errors=True)
 
     async def commit(self) -> None:
-        """Commits all applied changes now. Disk errors are raised unchanged."""
+        """Commits all applied changes now. Raises OSError if the disk fails."""
         async with self._commit_lock:
             await self._commit()
 
@@ -212,7 +210,7 @@ class EmbeddedSearchIndex:
         for generation in filter(None, (self._current, self._next)):
             if generation.uncommitted_count:
                 await generation.commit()
-        # An index that was never filled stores no position, so that the next start fills it.
+        # No position is stored for an index that was never filled, so that the next start fills it.
         if self._position is not None and applied > self._position:
             await self._store(applied)
 
@@ -235,7 +233,8 @@ class EmbeddedSearchIndex:
 
 
 def _read_state(folder: Path) -> tuple[int, int | None]:
-    """Returns the number of the index in use and its position; (1, None) if there is no valid state of this format."""
+    """Returns the number of the generation in use and its position. If `state.json` is missing, invalid or of another
+    format, deletes all generations and returns (1, None)."""
     try:
         state = orjson.loads((folder / _STATE).read_bytes())
         if state["format"] == FORMAT:
@@ -252,8 +251,8 @@ def _write_state(folder: Path, number: int, position: int) -> None:
 
 
 def _remove_others(folder: Path, number: int) -> None:
-    """Deletes the folders of all indexes except the one in use: those of discarded builds and of builds whose process
-    crashed."""
+    """Deletes the folders of all generations except `number`: those of builds that were discarded or whose process
+    died."""
     for path in folder.iterdir():
         if path.is_dir() and path.name != str(number):
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Index changes that are not committed yet, held and searched in memory. Used on one event loop."""
+"""Stores and searches in memory the changes of the index that are not committed yet. To be used on one event loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from services.search.store import Collection, Document, IndexChange, Query
 
 
 class UncommittedChanges:
-    """The newest change of each document, with posting lists by term. The caller bounds the number of changes."""
+    """The newest change of each document, with the document ids by term. The caller limits the number of changes."""
 
     def __init__(self) -> None:
         self._documents: dict[Collection, dict[int, Document | None]] = {kind: {} for kind in Collection}
@@ -19,7 +19,8 @@ class UncommittedChanges:
         return sum(map(len, self._documents.values()))
 
     def documents(self, collection: Collection) -> dict[int, Document | None]:
-        """Returns the changed documents by id, None if removed. The caller must not modify the dictionary."""
+        """Returns the changed documents of a collection by id; None for a removed one. The caller must not change the
+        dict."""
         return self._documents[collection]
 
     def changes(self) -> list[IndexChange]:
@@ -42,7 +43,7 @@ class UncommittedChanges:
                 self._postings.setdefault((change.collection, term), set()).add(change.id)
 
     def find(self, collection: Collection, query: Query) -> Iterator[Document]:
-        """Yields the documents that match the query, in no particular order."""
+        """Yields the documents of a collection that match the query, in no particular order."""
         terms = {*query.exact, *(_word_term(word) for phrase in query.phrases for word in phrase)}
         postings = sorted((self._postings.get((collection, term), _NONE) for term in terms), key=len)
         any_exact, wanted = frozenset(query.any_exact), frozenset(query.ids)
@@ -55,17 +56,16 @@ class UncommittedChanges:
                 yield document
 
     def terms(self, prefix: str) -> Iterator[tuple[str, AbstractCollection[int]]]:
-        """Yields exact terms of tweets that begin with `prefix`, each with the ids (at least one) of the documents
-        that have it.
-        """
+        """Yields the exact terms of tweets that begin with `prefix`, each with the ids of the tweets that have it (at
+        least one)."""
         for (collection, term), ids in self._postings.items():
             if collection is Collection.TWEETS and ids and term.startswith(prefix):
                 yield term, ids
 
 
 def _matches(document: Document, query: Query) -> bool:
-    """Returns True if the document has all phrases of the query in order, and none of the query's excluded terms and
-    phrases. The caller must have checked that the document has all exact terms and all words of the query."""
+    """Returns whether a document that has all exact terms and all words of the query matches it: has the words of each
+    phrase one after the other, and none of the excluded terms and phrases."""
     return (
         all(len(phrase) == 1 or _has_phrase(document.words, phrase) for phrase in query.phrases)
         and not holds_any(document, query.excluded_exact)
@@ -74,13 +74,13 @@ def _matches(document: Document, query: Query) -> bool:
 
 
 def holds_any(document: Document, terms: AbstractCollection[str]) -> bool:
-    """Returns True if the document has one of the exact terms."""
+    """Returns whether the document has one of the exact terms."""
     return any(term in terms for term in document.exact)
 
 
 def _terms(document: Document) -> Iterator[str]:
     yield from document.exact
-    # Words get a prefix that no exact term has, so that a word never equals an exact term.
+    # A word has a prefix that no exact term has, so that no word equals an exact term.
     yield from map(_word_term, document.words)
 
 
