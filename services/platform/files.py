@@ -1,5 +1,5 @@
-"""Handles files of the data directory: keeps them private to their owner, replaces small files atomically, and turns
-errors of the operating system into FAILED_PRECONDITION with the file's name."""
+"""Keeps the files of the data directory private to their owner, replaces small files atomically, and turns errors of
+the operating system into FAILED_PRECONDITION with the file's name."""
 
 from __future__ import annotations
 

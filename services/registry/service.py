@@ -29,7 +29,8 @@ MAX_INSTANCES = 1_000
 @dataclass(slots=True)
 class _Lease:
     instance: pb.Instance
-    # On the monotonic clock: if the wall clock jumped, all leases would expire at once.
+    # In seconds of the monotonic clock: with the wall clock, all leases would expire at once if that clock jumped
+    # ahead.
     expires_s: float
 
 

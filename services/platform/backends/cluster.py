@@ -98,7 +98,8 @@ async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
 
 
 async def _mesh_secret(mesh: Keyspace, name: str) -> bytes:
-    """Returns a random secret that all processes of the mesh share; creates it if there is none."""
+    """Returns the random secret `name`, such as the cursor key, which all processes of the mesh share. Creates the
+    secret if it does not exist."""
     known = await mesh.read_serial(_SECRET, name)
     if not known:
         await mesh.execute_lwt(_STORE_SECRET, name, secrets.token_bytes(KEY_BYTES))

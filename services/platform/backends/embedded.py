@@ -13,7 +13,7 @@ from services.platform.service import Backends
 from services.platform.sqlite.event_log import EmbeddedLog
 from services.platform.sqlite.worker_id import FileLease
 
-_CURSORS_LOST = "pages that clients are turning must be started again"
+_CURSORS_LOST = "clients that are reading a list page by page must start again at its first page"
 
 
 async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Backends:

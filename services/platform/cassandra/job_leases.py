@@ -7,7 +7,8 @@ import secrets
 
 from services.platform.cassandra.keyspace import Keyspace
 
-# Must be one of the migrations of the keyspace passed to `JobLease`. The table is written by conditional writes only.
+# The keyspace that is passed to `JobLease` must have this script among its migrations. Only conditional writes may
+# change the table.
 JOB_LEASES_MIGRATION = "CREATE TABLE IF NOT EXISTS job_leases (job text PRIMARY KEY, owner text)"
 
 # The TTL in seconds of a lease. It is longer than one step of a job, because the owner renews the lease before each

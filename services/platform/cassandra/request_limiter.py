@@ -49,7 +49,7 @@ class _Batch:
 
 
 class RequestLimiter:
-    """Limits the requests in flight of one process. Belongs to one event loop."""
+    """Limits the requests in flight of one process. Use it on one event loop only."""
 
     def __init__(self, max_in_flight: int = MAX_IN_FLIGHT, max_queued: int = MAX_QUEUED) -> None:
         self._loop = asyncio.get_running_loop()

@@ -25,8 +25,8 @@ from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Must be one of the migrations of the keyspace passed to `CassandraLease.open`. The table is written by conditional
-# writes only.
+# The keyspace that is passed to `CassandraLease.open` must have this script among its migrations. Only conditional
+# writes may change the table.
 LEASES_MIGRATION = (
     "CREATE TABLE IF NOT EXISTS worker_leases (worker_id int PRIMARY KEY, owner text, high_water_ms bigint)"
 )

@@ -1,4 +1,4 @@
-"""The current call of the running task: who calls, its deadline and its trace, in a context variable.
+"""Holds the current call of a task, with its actor, caller, deadline and trace, in a context variable.
 
 Servicers read the caller's identity here and nowhere else. Before a servicer runs, the policy of its method has been
 enforced.

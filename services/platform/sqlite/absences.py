@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 
-# Must be one of the migrations of a service that counts actions of users.
+# A service that counts actions of users must have this script among its migrations.
 ABSENCES_SCHEMA = (
     "CREATE TABLE absences (user_id INTEGER PRIMARY KEY, at_us INTEGER NOT NULL, absent INTEGER NOT NULL);"
 )

@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 
 class Database:
-    """One SQLite file (WAL, synchronous=FULL) that one process owns by a lock file. Belongs to one event loop.
+    """One SQLite file (WAL, synchronous=FULL) that one process owns by a lock file. Use it on one event loop only.
 
     Units of work run in threads. They must fetch their rows before they return, must not begin or end transactions,
     must bind every value with `?`, and must share no mutable state with the event loop.
@@ -79,7 +79,8 @@ class Database:
         return cls(path, *await asyncio.to_thread(_open, path, migrations))
 
     async def write(self, unit: Unit[T], quiet: bool = False) -> T:
-        """Runs `unit` in the writer thread; returns its result once it is durable. `quiet` skips the commit hooks.
+        """Runs `unit` in the writer thread; returns its result once the unit is durable. If `quiet` is true, the hooks
+        of `on_commit` are not called for this write.
 
         An exception in `unit` undoes that unit only and is raised here. Raises UNAVAILABLE if the disk fails, and
         RESOURCE_EXHAUSTED if MAX_QUEUED units are queued; nothing is stored then. If the caller is cancelled, the unit

@@ -18,7 +18,7 @@ from services.platform.sqlite.database import Database
 # Maximum number of events per append to the event log. A crash between append and delete repeats up to this many.
 RELAY_BATCH = 500
 
-# Must be one of the migrations of a service that publishes events.
+# A service that publishes events must have this script among its migrations.
 OUTBOX_SCHEMA = """
 CREATE TABLE outbox (
     seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, key INTEGER NOT NULL, event_id INTEGER NOT NULL,

@@ -78,7 +78,8 @@ class GrpcServer:
         self._server = grpc.aio.server(options=options)
 
     def bind(self, address: str) -> int:
-        """Binds `address` (host:port, 0: a free port) and returns the port. Raises UNAVAILABLE if that fails."""
+        """Binds `address` (host:port; port 0 is a free port) and returns the port. Raises UNAVAILABLE if the address
+        cannot be bound."""
         _probe(address)
         try:
             return self._server.add_insecure_port(address)
