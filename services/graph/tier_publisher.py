@@ -7,6 +7,7 @@ instead.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -154,31 +155,37 @@ class TierPoller(BackgroundWorker):
 
     It finds the changes that other processes of the service wrote; those of this process reach the publisher directly.
     It reads rows instead of events, because a consumer of events cannot know whether it has received all of them. If
-    reads fail for longer than STALE_AFTER_S, it marks the publisher's tiers as stale until a read succeeds.
+    reads fail for longer than STALE_AFTER_S, it marks the publisher's tiers as stale until a read succeeds. `clock`
+    returns Unix seconds, `monotonic` seconds.
     """
 
     def __init__(
-        self, tiers: TierStore, publisher: TierPublisher, clock: Callable[[], float], every_s: float = POLL_EVERY_S
+        self,
+        tiers: TierStore,
+        publisher: TierPublisher,
+        clock: Callable[[], float],
+        every_s: float = POLL_EVERY_S,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__("tier-watch")
         self._tiers = tiers
         self._publisher = publisher
         self._clock = clock
         self._every_s = every_s
+        self._monotonic = monotonic
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        seen_at = loop.time()
+        seen_at = self._monotonic()
         while True:
             try:
-                looked_at = loop.time()
+                looked_at = self._monotonic()
                 self._publisher.publish(
                     await self._tiers.list_since(int(self._clock() * 1000) - FORMER_CELEBRITY_RETENTION_MS)
                 )
                 self._publisher.set_stale(stale=False)
                 seen_at = looked_at
             except Exception as error:
-                stale = loop.time() - seen_at > STALE_AFTER_S
+                stale = self._monotonic() - seen_at > STALE_AFTER_S
                 log.warning(LogEvent.TIER_POLL_FAILED, stale=stale, error=repr(error))
                 self._publisher.set_stale(stale=stale)
             await asyncio.sleep(self._every_s)

@@ -12,6 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from services.platform.rpc.contract import methods
 from tests.functional.conftest import Person, Web
 from tests.functional.test_routes import RECIPES, bindings, filled
+from tests.waiting import WITHIN_S
 
 BAD_IDS = [
     "0",
@@ -268,7 +269,7 @@ async def test_server_malformed_bytes_are_answered_or_closed(web: Web) -> None:
     ):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(raw)
-        answer = await asyncio.wait_for(reader.read(4096), 15)
+        answer = await asyncio.wait_for(reader.read(4096), WITHIN_S)
         assert b" 500 " not in answer.split(b"\r\n", 1)[0], raw[:60]
         writer.close()
     assert (await web.call("GET", "/livez")).status_code == 200

@@ -12,6 +12,7 @@ from gateway_http.ops import Ops
 from gateway_http.server import HttpServer
 from tests.conftest import MeshFactory
 from tests.functional.conftest import PASSWORD, open_web
+from tests.waiting import WITHIN_S
 
 HOUR_MS = 3_600_000
 
@@ -31,7 +32,7 @@ async def test_readyz_and_metrics_report_ids_ahead_of_clock(start_mesh: MeshFact
     server, client = await open_web(again, again.process.settings)
     ops = HttpServer(Ops(again.process.health), "127.0.0.1", 0)
     await ops.start()
-    async with client, httpx.AsyncClient(base_url=ops.url) as watcher:
+    async with client, httpx.AsyncClient(base_url=ops.url, timeout=WITHIN_S) as watcher:
         body = {"username": "ada", "email": "ada@example.com", "password": PASSWORD}
         assert (await client.post("/v1/auth/signup", json=body)).status_code == 503
         ready = await client.get("/readyz")

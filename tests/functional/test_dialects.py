@@ -141,7 +141,7 @@ async def test_connectrpc_client_calls_and_errors_are_understood(web: Web, codec
         request=timeline_service_pb2.ListHomeTimelineRequest(mode=timeline_service_pb2.TIMELINE_MODE_LATEST),
         method=info(f"{TIMELINES}/ListHomeTimeline"),
         headers=ada.headers,
-        timeout_ms=5000,
+        timeout_ms=30_000,
     )
     assert [one.id for one in page.tweets] == [created.tweet.id]
     for text, headers, code in (("", ada.headers, Code.INVALID_ARGUMENT), ("x", {}, Code.UNAUTHENTICATED)):

@@ -64,8 +64,8 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 
 async def test_drain_after_sigterm_serves_http_and_grpc(running: Running) -> None:
     async with (
-        httpx.AsyncClient(base_url=running.http) as kept,
-        httpx.AsyncClient(base_url=running.http, headers={"connection": "close"}) as fresh,
+        httpx.AsyncClient(base_url=running.http, timeout=PATIENCE_S) as kept,
+        httpx.AsyncClient(base_url=running.http, headers={"connection": "close"}, timeout=PATIENCE_S) as fresh,
         grpc.aio.insecure_channel(running.grpc) as channel,
         asyncio.timeout(PATIENCE_S),
     ):

@@ -11,6 +11,7 @@ from gateway_http.ops import Ops
 from gateway_http.server import HttpServer
 from tests.conftest import SETTLE_WITHIN_S
 from tests.functional.conftest import PASSWORD, Person, Web
+from tests.waiting import WITHIN_S
 
 
 async def until_shown(web: Web, person: Person, tweet_id: str) -> None:
@@ -130,7 +131,7 @@ async def test_probes_and_metrics_report_services_and_calls(web: Web) -> None:
     assert (await web.call("GET", "/metrics")).status_code == 404
     ops = HttpServer(Ops(web.mesh.process.health), "127.0.0.1", 0)
     await ops.start()
-    async with httpx.AsyncClient(base_url=ops.url) as watcher:
+    async with httpx.AsyncClient(base_url=ops.url, timeout=WITHIN_S) as watcher:
         assert (await watcher.get("/readyz")).json() == ready.json()
         metrics = (await watcher.get("/metrics")).text
     await ops.stop()

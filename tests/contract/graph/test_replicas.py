@@ -16,11 +16,11 @@ from services.graph.store import Listing, Position
 from services.graph.store.cassandra.intent_sweeper import IntentSweeper
 from services.graph.tier_publisher import TierPoller, TierPublisher
 from services.platform.rpc import errors
+from tests.waiting import wait_until_async
 
 pytestmark = pytest.mark.cluster
 
 ANN, BEN, CAT, DAN = 11, 22, 33, 44
-SOON_S = 10.0
 
 
 @pytest.fixture
@@ -40,12 +40,6 @@ async def lists(stores) -> dict[int, list[list[int]]]:
         ]
         for user in (ANN, BEN)
     }
-
-
-async def eventually(condition) -> None:
-    async with asyncio.timeout(SOON_S):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_concurrent_follows_make_one_edge_and_one_event(stores, other, stamp, published):
@@ -215,7 +209,7 @@ async def test_relation_version_refused_by_redis_is_published_later(stores, othe
     async def shows() -> bool:
         return list((await other.visibility.filter(request)).blocked_ids) == [BEN]
 
-    await eventually(shows)
+    await wait_until_async(shows)
     assert refused < 0
 
 
@@ -244,7 +238,7 @@ async def test_tier_changed_by_other_replica_reaches_publisher(stores, other, st
         async def is_published() -> bool:
             return [entry.user_id for entry in publisher.entries()] == [ANN]
 
-        await eventually(is_published)
+        await wait_until_async(is_published)
     finally:
         await poller.stop()
 

@@ -10,6 +10,7 @@ from services.platform.events import log as event_log
 from services.platform.events.log import EventLog
 from services.platform.rpc import errors
 from tests.contract.platform.events.conftest import Clock, Open, Sink, records, start, until
+from tests.waiting import WITHIN_S
 
 
 async def test_poison_event_becomes_dead_letter_and_others_are_applied(log: EventLog, clock: Clock, sink: Sink) -> None:
@@ -116,7 +117,7 @@ async def test_stop_during_transient_failure_returns_at_once(log: EventLog, sink
     await log.append(records(1))
     consumer = await start(log, sink)
     await until(lambda: sink.calls > 1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         await consumer.stop()
     sink.down = None
     assert (await consumer.lag()).events == 1

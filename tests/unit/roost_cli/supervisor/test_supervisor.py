@@ -88,7 +88,7 @@ async def test_control_socket_request_restarts_service(supervisor: Supervisor, t
 
 
 async def test_instance_start_failure_raises_with_log_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roost_cli.supervisor.instance.START_WITHIN_S", 15.0)
+    monkeypatch.setattr("roost_cli.supervisor.instance.START_WITHIN_S", WITHIN_S)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

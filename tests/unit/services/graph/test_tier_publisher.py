@@ -12,12 +12,14 @@ from services.graph import tier_publisher
 from services.graph.store.sqlite.stores import stores_on
 from services.graph.tier_publisher import (
     FORMER_CELEBRITY_RETENTION_MS,
+    STALE_AFTER_S,
     TierPoller,
     TierPublisher,
     TierRule,
     apply_threshold,
 )
 from services.platform.rpc import errors
+from tests.waiting import wait_until
 
 NORMAL, CELEBRITY = pb.TIER_NORMAL, pb.TIER_CELEBRITY
 AUTOMATIC = pb.TIER_CHOICE_AUTOMATIC
@@ -165,18 +167,14 @@ class Rows:
     def __init__(self) -> None:
         self.entries: list[pb.TierEntry] = []
         self.away = False
+        self.reads = 0
 
     async def list_since(self, since_ms: int) -> list[pb.TierEntry]:
         assert since_ms == NOW_MS - FORMER_CELEBRITY_RETENTION_MS
+        self.reads += 1
         if self.away:
             raise errors.unavailable("away")
         return self.entries
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 async def test_poller_publishes_changes_of_other_processes(publisher):
@@ -191,16 +189,17 @@ async def test_poller_publishes_changes_of_other_processes(publisher):
     await poller.stop()
 
 
-async def test_publisher_stale_refuses_subscriptions_until_next_poll(publisher, monkeypatch):
-    monkeypatch.setattr(tier_publisher, "STALE_AFTER_S", 0.05)
-    rows = Rows()
-    poller = TierPoller(rows, publisher, lambda: NOW_MS / 1000, every_s=0.005)
+async def test_publisher_stale_refuses_subscriptions_until_next_poll(publisher):
+    rows, now_s = Rows(), 0.0
+    poller = TierPoller(rows, publisher, lambda: NOW_MS / 1000, every_s=0.005, monotonic=lambda: now_s)
     await poller.start()
     subscription = publisher.subscribe()
     rows.away = True
-    await asyncio.sleep(0.02)
-    # One failed poll does not make the publisher stale yet.
+    reads = rows.reads
+    await wait_until(lambda: rows.reads > reads + 1)
+    # A failed poll does not make the publisher stale yet.
     publisher.subscribe()
+    now_s = STALE_AFTER_S + 1
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
         await subscription.next(10)
     with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
@@ -214,5 +213,5 @@ async def test_publisher_stale_refuses_subscriptions_until_next_poll(publisher, 
             return False
         return True
 
-    await until(sees)
+    await wait_until(sees)
     await poller.stop()

@@ -16,6 +16,8 @@ from tests.waiting import wait_until
 
 ANN, BOB, CAT = 2, 3, 4
 CELEBRITY, NORMAL = graph.TIER_CELEBRITY, graph.TIER_NORMAL
+# Far longer than a page waits for a build here.
+READ_WITHIN_S = 2.0
 
 
 def raises_code(code: grpc.StatusCode) -> Any:
@@ -311,9 +313,9 @@ async def test_build_survives_deadline_of_first_reader(timeline: Timeline, world
     world.now_s += 2 * MARGIN_S
     world.answering.clear()
     time_of = asyncio.get_running_loop().time
-    deadline = time_of() + 0.5
+    deadline = time_of() + READ_WITHIN_S
     with timeline.as_user(READER):
-        assert (await timeline.stub.ListHomeTimeline(pb.ListHomeTimelineRequest(), timeout=0.5)).partial
+        assert (await timeline.stub.ListHomeTimeline(pb.ListHomeTimelineRequest(), timeout=READ_WITHIN_S)).partial
     await wait_until(lambda: time_of() > deadline)
     world.answering.set()
     assert (await timeline.read())[0] == [10]

@@ -13,6 +13,7 @@ from roost.tweet.v1 import tweet_service_pb2 as pb
 from services.platform.ids.snowflake import timestamp_ms
 from services.platform.rpc import errors
 from services.shared.hydration.fill_page import MAX_READS, READ_IDS
+from services.tweet import writer
 from tests.unit.services.tweet.conftest import ANN, BOB, CAT, GRACE_S, Bench, acting, refused
 
 
@@ -75,7 +76,10 @@ async def test_create_tweet_concurrent_repeats_create_one_tweet(bench: Bench) ->
 
 
 @pytest.mark.parametrize("trouble", ["down", "slow", "unknown"])
-async def test_create_tweet_identity_failure_returns_author_id_only(bench: Bench, trouble: str) -> None:
+async def test_create_tweet_identity_failure_returns_author_id_only(
+    bench: Bench, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "AUTHOR_WAIT_S", 0.05 if trouble == "slow" else writer.AUTHOR_WAIT_S)
     match trouble:
         case "down":
             bench.people.down = True

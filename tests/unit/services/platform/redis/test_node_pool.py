@@ -97,25 +97,28 @@ async def test_read_timeout_drops_other_connections() -> None:
 
 async def test_suspended_process_does_not_time_out_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        answering = threading.Thread(target=_answer_once, args=(listening,))
+        answered = threading.Event()
+        answering = threading.Thread(target=_answer_once, args=(listening, answered))
         answering.start()
         port = listening.getsockname()[1]
         _, pipe = await asyncio.get_running_loop().create_connection(lambda: RedisConnection(0.05), "127.0.0.1", port)
         replies = pipe.execute(b"PING\r\n", 1)
         await asyncio.sleep(0)
-        # The reply arrives within milliseconds, while the process is suspended.
-        time.sleep(0.2)  # noqa: ASYNC251
+        # The reply arrives while the process is suspended for longer than the timeout.
+        assert answered.wait(WITHIN_S)
+        time.sleep(0.1)  # noqa: ASYNC251
         assert await replies == [b"PONG"]
         pipe.abort()
         # The connection closes in the next iteration of the event loop.
         await asyncio.to_thread(answering.join)
 
 
-def _answer_once(listening: socket.socket) -> None:
+def _answer_once(listening: socket.socket, answered: threading.Event) -> None:
     connection, _ = listening.accept()
     with connection:
         connection.recv(64)
         connection.sendall(b"+PONG\r\n")
+        answered.set()
         # Until the other side has read it.
         connection.recv(64)
 

@@ -22,6 +22,7 @@ from services.platform.config import Settings
 from services.platform.process import Process
 from services.platform.rpc import context, errors
 from services.platform.rpc.context import Actor, Call, current_call
+from services.platform.rpc.contract import methods
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.service import Service, ServiceContext
 from services.platform.transport.message_guard import FrozenMessageChanged, MutationGuard
@@ -178,8 +179,10 @@ async def test_call_error_details_reach_caller(rig: Rig) -> None:
 
 
 async def test_call_deadline_exceeded_cancels_servicer(rig: Rig) -> None:
+    await rig.tweets().GetTweet(get(1))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await rig.tweets().GetTweet(get(504), timeout=0.5)
+        # Enough to reach the servicer: the connection is open.
+        await rig.tweets().GetTweet(get(504), timeout=1)
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.wait_for(rig.servicer.cancelled.wait(), WITHIN_S)
 
@@ -210,12 +213,14 @@ async def test_call_cancelled_by_caller_cancels_servicer(rig: Rig) -> None:
 
 async def test_call_deadline_shrinks_at_each_hop(rig: Rig) -> None:
     operator = fanout_service_pb2_grpc.FanoutServiceStub(rig.process.channel("operator"))
-    await operator.GetFanoutStatus(fanout_service_pb2.GetFanoutStatusRequest(tweet_id=1), timeout=1.5)
+    own_s = methods()["/roost.tweet.v1.TweetService/GetTweet"].policy.deadline_ms / 1000
+    given_s = own_s - 1
+    await operator.GetFanoutStatus(fanout_service_pb2.GetFanoutStatusRequest(tweet_id=1), timeout=given_s)
     answered_at = asyncio.get_running_loop().time()
     (call,) = rig.servicer.seen
     assert call.caller == "fanout"
-    # The method's own deadline is 2 s; the call must use the rest of the first hop's 1.5 s instead.
-    assert call.deadline < answered_at + 1.5
+    # The method's own deadline is a second longer; the call must use the rest of the first hop's time instead.
+    assert call.deadline < answered_at + given_s
 
 
 async def test_mesh_method_from_unlisted_caller_is_denied(rig: Rig) -> None:

@@ -164,7 +164,7 @@ async def test_address_in_metadata_of_untrusted_caller_is_ignored(serve: Serve) 
     stub = await served.stub()
     await stub.GetTweet(get(1), metadata=claims)
     await stub.GetTweet(
-        get(1), timeout=5, metadata=(*claims, ("roost-caller", "gateway"), ("roost-mesh-secret", SECRET))
+        get(1), timeout=WITHIN_S, metadata=(*claims, ("roost-caller", "gateway"), ("roost-mesh-secret", SECRET))
     )
     assert [call.address for call in served.tweets.seen] == ["127.0.0.1", "192.0.2.9"]
 
@@ -335,7 +335,7 @@ async def test_reflection_resolves_services_methods_and_fields(serve: Serve, ver
 async def test_mesh_secret_with_operator_or_unknown_caller_is_refused(serve: Serve, caller: str) -> None:
     stub = await (await serve()).stub()
     refusal = await refusal_of(
-        stub.GetTweet(get(1), timeout=5, metadata=(("roost-caller", caller), ("roost-mesh-secret", SECRET)))
+        stub.GetTweet(get(1), timeout=WITHIN_S, metadata=(("roost-caller", caller), ("roost-mesh-secret", SECRET)))
     )
     assert (refusal.code.name, refusal.reason) == ("UNAUTHENTICATED", "UNKNOWN_CALLER")
 
