@@ -171,6 +171,9 @@ def _write_run_file(stack: AsyncExitStack, run: runfile.RunFile) -> None:
 async def _print_unreachable_peers(process: Process) -> None:
     """Prints which services in other processes cannot be called: first those without a known address, and after
     PATIENCE_S seconds (see `peers`) those that have not responded."""
+    # Only a notice, because the settings of the next release may name services that this one does not have.
+    if unknown := sorted(set(process.settings.static_peers) - set(SERVICES)):
+        _print(f"ROOST_STATIC_PEERS names {', '.join(unknown)}, but the services are {', '.join(SERVICES)}")
     if process.unaddressed:
         whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
         _print(

@@ -12,6 +12,7 @@ import keyword
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,10 +24,22 @@ ROUTES = ROOT / "tests" / "functional" / "test_routes.py"
 
 # Names that a service cannot have, because packages, processes or callers have them.
 TAKEN = {"batch", "catalog", "event", "example", "gateway", "operator", "options", "platform", "service", "shared"}
+# First parts of the names of Protobuf packages. In a package `roost.buf.v1` protoc would look for `buf.validate` below
+# `roost.buf`, and report that it does not exist.
+PACKAGES = {"buf", "google", "roost"}
+# `log.db` in the data directory is the event log, and `mesh` is the keyspace with the secrets of all services.
+STORES = {"log", "mesh"}
+# Words that YAML reads as a boolean or as null. The manifests contain the name without quotes.
+YAML_WORDS = {"false", "null", "off", "true", "yes"}
 # Packages in `services` that are not services.
 NO_SERVICES = {"platform", "shared"}
 # Minimum and maximum length of a name, which is also a host name, a folder and a column in the output of `roost`.
 LENGTHS = (3, 20)
+
+# What is run after the service is written, in this order.
+GENERATORS = ("scripts/generate.py", "scripts/manifests.py")
+# The exit code of a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 RECIPE = '    Recipe("/roost.example.v1.ExampleService/SetNote", body={"text": "hello"}, shows="text"),\n'
 USAGE = "usage: scripts/new-service NAME    (lowercase letters, in the singular, such as `poll`)"
@@ -40,6 +53,8 @@ It works: SetNote answers at PUT /v1/{name}/note. Next:
   5. Run `{generate}`, `{manifests}`, scripts/check and scripts/test.
 docs/add-a-service.md says more.
 
+{undo}"""
+UNDO = """\
 To undo it, look at `git status` first, because this also discards your own changes of the files that it names:
   git checkout -- {changed} && rm -r {added}"""
 
@@ -56,8 +71,8 @@ def refuse_bad_name(name: str) -> None:
             f"{name!r} cannot be the name of a service: it needs {shortest} to {longest} lowercase letters and nothing "
             "else, such as `poll`"
         )
-    if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in TAKEN:
-        raise Refused(f"`{name}` has another meaning in Roost or in Python: choose another name")
+    if keyword.iskeyword(name) or keyword.issoftkeyword(name) or name in TAKEN | PACKAGES | STORES | YAML_WORDS:
+        raise Refused(f"`{name}` has another meaning in Roost, Python, Protobuf or YAML: choose another name")
     if (SERVICES / name).exists() or (PROTOS / name).exists():
         raise Refused(f"there is already a service `{name}`: choose another name")
     for other in services():
@@ -116,16 +131,39 @@ def texts_of(name: str) -> dict[Path, str]:
 
 
 def write(name: str) -> list[Path]:
-    """Writes the files of the service and returns the paths of the new and changed ones. Raises Refused, and writes
-    nothing, if the service cannot be written."""
+    """Writes the files of the service and returns the paths of the new and changed ones. Writes nothing if it raises.
+
+    Raises Refused if the service cannot be written, OSError if a file cannot be written, and KeyboardInterrupt.
+    """
     texts = texts_of(name)
-    for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    before = {path: path.read_text() if path.exists() else None for path in texts}
+    try:
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    except BaseException:
+        _restore(before)
+        raise
     return list(texts)
 
 
-def undo(name: str) -> dict[str, str]:
+def _restore(before: Mapping[Path, str | None]) -> None:
+    """Writes the texts back. Removes the files that have none, and their folders if these are empty then."""
+    for path, text in before.items():
+        if text is not None:
+            path.write_text(text)
+            continue
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            try:
+                folder.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:  # It is not empty.
+                break
+
+
+def undo_paths(name: str) -> dict[str, str]:
     """Returns the paths that undo the service if they are checked out again (`changed`) or removed (`added`), relative
     to the checkout and space-separated."""
     changed = [path.relative_to(ROOT).as_posix() for path in (CATALOG, ROUTES)]
@@ -156,15 +194,34 @@ def main(arguments: list[str]) -> int:
     except Refused as refused:
         print(refused, file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"nothing was written, because {error.filename} cannot be: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return INTERRUPTED
     for path in written:
         print(f"written: {path.relative_to(ROOT)}", flush=True)
-    generators = ("scripts/generate.py", "scripts/manifests.py")
-    for script in generators:
-        if subprocess.run([sys.executable, script], cwd=ROOT, check=False).returncode:
-            print(f"{script} failed: mend what it says above and run it again", file=sys.stderr)
+    return generated(name)
+
+
+def generated(name: str) -> int:
+    """Generates the stubs and manifests of a service that is written, and prints what to do next. Returns the exit code."""
+    generate, manifests = (f".venv/bin/python {script}" for script in GENERATORS)
+    undo = UNDO.format(**undo_paths(name))
+    for script in GENERATORS:
+        try:
+            failed = subprocess.run([sys.executable, script], cwd=ROOT, check=False).returncode
+        except KeyboardInterrupt:
+            print(f"interrupted: `{name}` is written; run `{generate}` and `{manifests}`.\n{undo}", file=sys.stderr)
+            return INTERRUPTED
+        if failed:
+            print(
+                f"{script} failed: mend what it says above, then run `{generate}` and `{manifests}`.\n{undo}",
+                file=sys.stderr,
+            )
             return 1
-    generate, manifests = (f".venv/bin/python {script}" for script in generators)
-    print(NEXT.format(name=name, generate=generate, manifests=manifests, **undo(name)))
+    print(NEXT.format(name=name, generate=generate, manifests=manifests, undo=undo))
     return 0
 
 

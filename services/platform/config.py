@@ -36,6 +36,14 @@ MIN_SECRET_HEX, MIN_SECRET_CHARS = 32, 22
 # be guessed; a random secret of the minimum length has fewer different characters once in ten million.
 MIN_DIFFERENT_CHARS = 8
 
+# Ten years in seconds: the longest period of a setting. Cassandra refuses a TTL of more than twenty years, and a time
+# that far ahead must fit into 64 bits in milliseconds.
+MAX_PERIOD_S = 10 * 365 * 86_400
+# An hour in seconds: the longest wait of a setting. A process that drains for longer looks hung.
+MAX_WAIT_S = 3_600.0
+# The largest number of a setting that counts people, timelines or requests. It fits into 32 bits, as all stores need.
+MAX_COUNT = 2_000_000_000
+
 PREFIX = "ROOST_"
 # Maximum number of settings that an error suggests in place of an unknown one. Most words occur in the names of one or
 # two settings. `cassandra` occurs in more; the first declared, the addresses, is the most likely one.
@@ -44,6 +52,8 @@ CONFIG_VARIABLE = "ROOST_CONFIG"
 # Variables that are not settings but must be accepted. ROOST_REQUIRE lists the backends whose tests `scripts/test` must
 # not skip, ROOST_SEED is the random seed of the tests; processes that tests start inherit both.
 _OTHER_VARIABLES = frozenset({CONFIG_VARIABLE, "ROOST_REQUIRE", "ROOST_SEED"})
+# Ends the address of a service: host:port, or a gRPC target such as dns:///host:port.
+_PORT = re.compile(r".+:(\d{1,5})")
 _PLAIN_NAME = re.compile(r"[a-z][a-z0-9_]{0,23}")
 # Kubernetes sets variables with the address of each Service of the namespace in every pod. For a Service called `roost`
 # or `roost-…` their names begin with ROOST_, so they must not be reported as unknown settings.
@@ -78,14 +88,47 @@ def _split_peers(value: object) -> object:
     return {name.strip(): target.strip() for name, target in pairs}
 
 
+def _check_peers(value: dict[str, str]) -> dict[str, str]:
+    """Returns the addresses. Raises ValueError if a name is empty or an address has no port."""
+    for name, target in value.items():
+        if not name or not _has_port(target):
+            raise ValueError(f"must be written as name=host:port,name=host:port, not {name}={target}")
+    return value
+
+
+def _check_address(value: str) -> str:
+    """Returns the address. Accepts "". Raises ValueError if it has no port."""
+    if value and not _has_port(value):
+        raise ValueError(f"must be host:port, such as 127.0.0.1:50051, not {value!r}")
+    return value
+
+
+def _has_port(address: str) -> bool:
+    found = _PORT.fullmatch(address)
+    return found is not None and int(found[1]) <= 65_535
+
+
+def _check_data_dir(value: object) -> object:
+    """Returns the path. Raises ValueError if it is empty, because that would be the current directory."""
+    if value == "":
+        raise ValueError("must name a directory: leave the variable out for the default, or write `.` for this one")
+    return value
+
+
 def _check_secret(value: str) -> str:
     """Returns the secret unchanged. Raises ValueError if it is too short, or has too few different characters, to hold
     128 random bits.
 
-    Accepts "". A secret that passes may still be weak, because the randomness of a string cannot be measured.
+    Also raises it if the secret has characters that an HTTP header cannot carry. Accepts "". A secret that passes may
+    still be weak, because the randomness of a string cannot be measured.
     """
     if not value:
         return value
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError(
+            "must be one word of letters, digits and signs in ASCII, because calls carry it in a header. Make one with: "
+            "openssl rand -hex 32"
+        )
     is_hex = all(digit in string.hexdigits for digit in value)
     if len(value) < (MIN_SECRET_HEX if is_hex else MIN_SECRET_CHARS) or len(set(value)) < MIN_DIFFERENT_CHARS:
         raise ValueError(
@@ -115,7 +158,7 @@ def _check_origins(value: tuple[str, ...]) -> tuple[str, ...]:
         parts = urlsplit(origin)
         if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
             raise ValueError(
-                f"an origin is written as https://app.example.org, without a path, or `*` alone: {origin!r}"
+                f"must be origins such as https://app.example.org, without a path, or `*` alone, not {origin!r}"
             )
     return origins
 
@@ -125,7 +168,8 @@ PlainName = Annotated[str, AfterValidator(_plain_name)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Networks = Annotated[Names, AfterValidator(_check_networks)]
 Origins = Annotated[Names, AfterValidator(_check_origins)]
-PeerAddresses = Annotated[dict[str, str], NoDecode, BeforeValidator(_split_peers)]
+PeerAddresses = Annotated[dict[str, str], NoDecode, BeforeValidator(_split_peers), AfterValidator(_check_peers)]
+Address = Annotated[str, AfterValidator(_check_address)]
 Secret = Annotated[str, AfterValidator(_check_secret)]
 
 
@@ -151,7 +195,9 @@ class Settings(BaseSettings):
     # The data directory, which holds everything that the embedded backend stores. By default `data` in the checkout, so
     # that a command uses the same data from any current directory; `data` in the current directory if Roost is
     # installed as a package.
-    data_dir: Path = Field(default_factory=lambda: default_data_dir(CHECKOUT))
+    data_dir: Annotated[Path, BeforeValidator(_check_data_dir)] = Field(
+        default_factory=lambda: default_data_dir(CHECKOUT)
+    )
     # Addresses to listen on for HTTP and for gRPC, as host:port. Port 0 is a free port that the system chooses.
     http_address: str = "127.0.0.1:8080"
     grpc_address: str = "127.0.0.1:50051"
@@ -198,21 +244,21 @@ class Settings(BaseSettings):
 
     # Number of followers at which an author becomes a celebrity, whose tweets are pulled on read instead of fanned out
     # on write. 1,000 suits a single-process mesh, 100,000 a cluster.
-    celebrity_threshold: int = Field(default=1_000, ge=1)
+    celebrity_threshold: int = Field(default=1_000, ge=1, le=MAX_COUNT)
     # How tweets get into home timelines: `push` fans out the tweets of all authors on write, `pull` pulls the tweets of
     # all authors on read, `hybrid` pulls the tweets of celebrities and fans out all others.
     timeline_mode: Literal["hybrid", "push", "pull"] = "hybrid"
     # The margin in seconds: at least the difference between the clocks of two machines plus the time from a row's
     # timestamp to its commit. Use 5 s in a single-process mesh, 60 s in a mesh of several processes.
-    clock_margin_s: float = Field(default=5.0, ge=0)
+    clock_margin_s: float = Field(default=5.0, ge=0, le=MAX_WAIT_S)
     # Maximum number of warm home timelines in memory. Beyond it the least recently read one is evicted.
-    warm_timelines: int = Field(default=100_000, ge=1)
+    warm_timelines: int = Field(default=100_000, ge=1, le=MAX_COUNT)
 
     # Cost factor of bcrypt for passwords. With 12 each log-in takes about 240 ms of one core; each increase by 1
     # doubles this time. Tests use 4.
     bcrypt_cost: int = Field(default=12, ge=4, le=16)
     access_token_ttl_s: int = Field(default=300, ge=1, le=3600)
-    refresh_token_ttl_s: int = Field(default=30 * 86_400, ge=60)
+    refresh_token_ttl_s: int = Field(default=30 * 86_400, ge=60, le=MAX_PERIOD_S)
     # Usernames, in upper or lower case, whose access tokens contain the role `admin`. Nobody can sign up with one of
     # these names: name existing accounts, or import the accounts as the operator (UserService.ImportUsers).
     admins: Names = ()
@@ -220,8 +266,8 @@ class Settings(BaseSettings):
     # `edit_window_s`: number of seconds after its creation in which a tweet can be edited, long enough to correct a
     # text, short enough that most replies still refer to the text that their authors read. `delete_grace_s`: number of
     # seconds after which a deleted tweet is purged.
-    edit_window_s: int = Field(default=1_800, ge=0)
-    delete_grace_s: int = Field(default=30 * 86_400, ge=0)
+    edit_window_s: int = Field(default=1_800, ge=0, le=MAX_PERIOD_S)
+    delete_grace_s: int = Field(default=30 * 86_400, ge=0, le=MAX_PERIOD_S)
 
     rate_limits: bool = True
     reflection: bool = True
@@ -235,10 +281,10 @@ class Settings(BaseSettings):
     # The address (host:port) of the registry service, in which processes look up the addresses of services in other
     # processes. If empty, only the addresses in `static_peers` are used. An address in `static_peers` has priority over
     # the registry.
-    registry_address: str = ""
+    registry_address: Address = ""
     # The gRPC address (host:port) that this process registers in the registry, so that other processes call it there.
     # If empty, it is `grpc_address`. Port 0 is replaced by the port that the process listens on.
-    advertised_address: str = ""
+    advertised_address: Address = ""
     # A file that contains `operator_token`, such as a mounted secret; set either this or `operator_token`, not both. A
     # file is safer, because other programs of the same user can read the variables of a process.
     operator_token_file: Path | None = None
@@ -252,28 +298,28 @@ class Settings(BaseSettings):
     cors_origins: Origins = ()
     # Number of seconds for which a stopping process reports NOT_SERVING while it still accepts calls, so that load
     # balancers and callers stop sending calls first.
-    drain_s: float = Field(default=0.0, ge=0)
+    drain_s: float = Field(default=0.0, ge=0, le=MAX_WAIT_S)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 
     # From here to `admin_calls_per_minute`: the limits of the rate limit classes. A limit applies to each user, or to
     # each client address if the call is anonymous. An active client makes about 5 reads a second; this limit allows 25.
-    reads_per_minute: int = Field(default=1_500, ge=1)
+    reads_per_minute: int = Field(default=1_500, ge=1, le=MAX_COUNT)
     # Tweets per minute: far more than a person writes, and too few to fill home timelines with the tweets of one
     # author.
-    posts_per_minute: int = Field(default=200, ge=1)
+    posts_per_minute: int = Field(default=200, ge=1, le=MAX_COUNT)
     # Follows, likes, mutes and so on per minute: enough to follow every user of a list of suggestions.
-    actions_per_minute: int = Field(default=400, ge=1)
+    actions_per_minute: int = Field(default=400, ge=1, le=MAX_COUNT)
     # Log-ins per minute for each client address. A log-in takes 240 ms of one core. All users of an office may log in
     # from one address.
-    logins_per_minute: int = Field(default=100, ge=1)
+    logins_per_minute: int = Field(default=100, ge=1, le=MAX_COUNT)
     # Sign-ups per hour for each client address, failed attempts included. It is enough for a household or an office; to
     # create accounts in bulk, one needs many addresses.
-    sign_ups_per_hour: int = Field(default=30, ge=1)
+    sign_ups_per_hour: int = Field(default=30, ge=1, le=MAX_COUNT)
     # Searches per minute: enough for clients that search on every keystroke.
-    searches_per_minute: int = Field(default=300, ge=1)
-    admin_calls_per_minute: int = Field(default=600, ge=1)
+    searches_per_minute: int = Field(default=300, ge=1, le=MAX_COUNT)
+    admin_calls_per_minute: int = Field(default=600, ge=1, le=MAX_COUNT)
 
     # Networks of proxies whose X-Forwarded-For header is trusted, comma-separated, such as 10.0.0.0/8,fd00::/8. If
     # empty, the client address is the address of the connection's peer.

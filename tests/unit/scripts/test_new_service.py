@@ -121,6 +121,13 @@ def test_new_service_passes_its_checks_and_answers(tree: Path) -> None:
         ("import", "another meaning"),
         ("gateway", "another meaning"),
         ("platform", "another meaning"),
+        ("roost", "another meaning"),
+        ("google", "another meaning"),
+        ("buf", "another meaning"),
+        ("log", "another meaning"),
+        ("mesh", "another meaning"),
+        ("null", "another meaning"),
+        ("true", "another meaning"),
         ("tweets", "there is a service `tweet` already; names are singular"),
         ("searches", "there is a service `search` already; names are singular"),
         ("identities", "there is a service `identity` already; names are singular"),
@@ -131,6 +138,45 @@ def test_new_service_bad_name_is_refused(name: str, words: str, capsys: pytest.C
     assert new_service.main([name]) == 2
     assert words in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt(), 130), (OSError(28, "No space left", "x"), 1)])
+def test_new_service_stopped_while_writing_leaves_nothing(
+    fault: BaseException,
+    code: int,
+    tree: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("ROOT", "SERVICES", "PROTOS", "CATALOG", "ROUTES"):
+        monkeypatch.setattr(new_service, name, tree / getattr(new_service, name).relative_to(ROOT))
+    before, folders = files(tree), {path for path in tree.rglob("*") if path.is_dir()}
+    write_text = Path.write_text
+
+    def failing(path: Path, text: str) -> int:
+        written = write_text(path, text)
+        if path == new_service.CATALOG and NAME in text:
+            raise fault
+        return written
+
+    monkeypatch.setattr(Path, "write_text", failing)
+    assert new_service.main([NAME]) == code
+    assert "nothing was written" in capsys.readouterr().err
+    assert files(tree) == before
+    assert {path for path in tree.rglob("*") if path.is_dir()} == folders
+
+
+def test_new_service_interrupted_while_generating_names_way_on_and_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    assert new_service.generated(NAME) == 130
+    said = capsys.readouterr().err
+    assert "scripts/generate.py" in said
+    assert "git checkout -- services/catalog.py" in said
 
 
 def test_new_service_without_name_prints_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,3 +166,41 @@ def test_settings_trusted_proxies_are_networks(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("ROOST_TRUSTED_PROXIES", "10.0.0.1/8")
     with pytest.raises(ValidationError, match="must be networks such as"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("clock_margin_s", "inf", "less than or equal to 3600"),
+        ("drain_s", "inf", "less than or equal to 3600"),
+        ("drain_s", "nan", "less than or equal to 3600"),
+        ("delete_grace_s", "9" * 20, "less than or equal to 315360000"),
+        ("edit_window_s", "9" * 20, "less than or equal to 315360000"),
+        ("refresh_token_ttl_s", "9" * 20, "less than or equal to 315360000"),
+        ("celebrity_threshold", "9" * 20, "less than or equal to 2000000000"),
+        ("reads_per_minute", "9" * 20, "less than or equal to 2000000000"),
+        ("sign_ups_per_hour", "9" * 20, "less than or equal to 2000000000"),
+        ("static_peers", "tweet=", "must be written as name=host:port"),
+        ("static_peers", "tweet=127.0.0.1", "must be written as name=host:port"),
+        ("static_peers", "=127.0.0.1:1", "must be written as name=host:port"),
+        ("static_peers", "tweet=127.0.0.1:65536", "must be written as name=host:port"),
+        ("registry_address", "xyz", "must be host:port"),
+        ("advertised_address", "nope", "must be host:port"),
+        ("data_dir", "", "must name a directory"),
+        ("cors_origins", "app.example.org", "must be origins such as"),
+        ("operator_token", "abcdefghij klmnopqrstuvwxyz", "one word of letters"),
+        ("operator_token", "abcdefghij\nklmnopqrstuvwxyz", "one word of letters"),
+        ("mesh_secret", "äbcdefghijklmnopqrstuvwxyz", "one word of letters"),
+    ],
+)
+def test_settings_value_out_of_bounds_is_refused(
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ROOST_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=words):
+        Settings()
+
+
+def test_settings_grpc_targets_are_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_STATIC_PEERS", "tweet=dns:///tweet:50051, graph=[::1]:7,")
+    assert Settings().static_peers == {"tweet": "dns:///tweet:50051", "graph": "[::1]:7"}
