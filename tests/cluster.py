@@ -16,7 +16,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -37,6 +37,15 @@ REQUIRE = "ROOST_REQUIRE"
 FIRST_DATABASE = 100
 # Not truncated: it records which migrations were applied, and the tables remain.
 KEPT_TABLES = {"schema_migrations"}
+# The keyspaces of tests of the platform's modules, and the tables in KIT.
+KIT, KIT_OUTBOX, KIT_JOBS, KIT_LEASES = "kit", "kit_outbox", "kit_jobs", "kit_leases"
+TABLES = (
+    """
+    CREATE TABLE IF NOT EXISTS item (id bigint PRIMARY KEY, name text, data blob);
+    CREATE TABLE IF NOT EXISTS entry (list bigint, place bigint, name text, PRIMARY KEY (list, place));
+    CREATE TABLE IF NOT EXISTS claim (name text PRIMARY KEY, owner bigint)
+    """,
+)
 # Enough for tests of order and rebalancing; each partition costs a broker some milliseconds.
 KAFKA_PARTITIONS = 2
 # Concurrent statements while keyspaces are truncated or dropped.
@@ -64,6 +73,17 @@ class Namespace:
 
     async def close(self) -> None:
         await self._stack.aclose()
+
+
+def reused_keyspaces() -> dict[str, Sequence[str]]:
+    """Returns the migrations of the keyspaces that later tests and runs reuse, by name without the namespace."""
+    # Imported on use, because only the cluster backend needs the driver.
+    from services.platform.cassandra.job_leases import JOB_LEASES_MIGRATION
+    from services.platform.cassandra.outbox import OUTBOX_MIGRATION
+    from services.platform.cassandra.worker_id import LEASES_MIGRATION
+
+    kits = {KIT: TABLES, KIT_OUTBOX: (OUTBOX_MIGRATION,), KIT_JOBS: (JOB_LEASES_MIGRATION,)}
+    return {**migrations(), **kits, KIT_LEASES: (LEASES_MIGRATION,)}
 
 
 class Backend:
@@ -163,7 +183,7 @@ class _Servers:
         self._names = f"t{os.getpid()}_"
         # Keyspace names contain a digest of the migrations, so a keyspace always has the schema of the code under test.
         self._kept = f"t{_digest_of_migrations()}_"
-        self._services = set(migrations())
+        self._reused = set(reused_keyspaces())
 
     def take(self) -> dict[str, Any]:
         """Returns the settings of a clean namespace."""
@@ -216,7 +236,9 @@ class _Servers:
         # Slots whose keyspaces exist come first.
         for slot in sorted(slots, key=lambda slot: not any(name.startswith(self._prefix(slot)) for name in made)):
             if self._claim(slot):
-                # Truncates what the previous run left.
+                # Truncates what the previous run left. After a restart of Cassandra there are no write counts that would
+                # show which tables have rows.
+                self._written.update(self._write_counts(f"{self._prefix(slot)}_"))
                 for name in self._keyspaces(f"{self._prefix(slot)}_"):
                     self._each(f"TRUNCATE {name}.{table}" for table in self._tables(name) if table not in KEPT_TABLES)
                 return slot
@@ -250,9 +272,8 @@ class _Servers:
         """
         found = self._keyspaces(prefix)
         # Drops keyspaces that a test created by its own migrations.
-        self._drop(name for name in found if name.removeprefix(prefix) not in self._services)
-        rows = self._session.execute("SELECT keyspace_name, table_name, count FROM system_views.local_write_latency")
-        written = {f"{row[0]}.{row[1]}": row[2] for row in rows if row[0].startswith(prefix)}
+        self._drop(name for name in found if name.removeprefix(prefix) not in self._reused)
+        written = self._write_counts(prefix)
         changed = [
             table
             for table, count in written.items()
@@ -260,9 +281,14 @@ class _Servers:
         ]
         # Table names cannot be bound as values; these are our own.
         self._each(
-            f"TRUNCATE {table}" for table in changed if table.partition(".")[0].removeprefix(prefix) in self._services
+            f"TRUNCATE {table}" for table in changed if table.partition(".")[0].removeprefix(prefix) in self._reused
         )
         self._written.update(written)
+
+    def _write_counts(self, prefix: str) -> dict[str, int]:
+        """Returns the number of writes since the start of Cassandra, by table of the keyspaces with this prefix."""
+        rows = self._session.execute("SELECT keyspace_name, table_name, count FROM system_views.local_write_latency")
+        return {f"{row[0]}.{row[1]}": row[2] for row in rows if row[0].startswith(prefix)}
 
     def _keyspaces(self, prefix: str) -> list[str]:
         rows = self._session.execute("SELECT keyspace_name, durable_writes FROM system_schema.keyspaces")
@@ -339,4 +365,4 @@ def _http(method: str, url: str) -> bytes:
 
 
 def _digest_of_migrations() -> str:
-    return hashlib.sha256(repr(sorted(migrations().items())).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr(sorted(reused_keyspaces().items())).encode()).hexdigest()[:8]

@@ -84,7 +84,8 @@ memtable_heap_space: 96MiB
 memtable_offheap_space: 96MiB
 concurrent_compactors: 1
 compaction_throughput: 0MiB/s
-key_cache_size: 8MiB
+# None: each TRUNCATE and DROP goes through all its keys, which takes 50 ms when it is full. Without it a TRUNCATE takes 3 ms.
+key_cache_size: 0MiB
 file_cache_size: 32MiB
 networking_cache_size: 16MiB
 prepared_statements_cache_size: 16MiB

@@ -11,17 +11,9 @@ import pytest
 
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
 from services.platform.config import Settings
-from tests.cluster import Namespace
+from tests.cluster import KIT, TABLES, Namespace
 from tests.ports import free_port
 from tests.waiting import POLL_S, WITHIN_S, wait_until
-
-TABLES = (
-    """
-    CREATE TABLE IF NOT EXISTS item (id bigint PRIMARY KEY, name text, data blob);
-    CREATE TABLE IF NOT EXISTS entry (list bigint, place bigint, name text, PRIMARY KEY (list, place));
-    CREATE TABLE IF NOT EXISTS claim (name text PRIMARY KEY, owner bigint)
-    """,
-)
 
 
 @pytest.fixture
@@ -38,7 +30,7 @@ async def cassandra(settings: Settings) -> AsyncIterator[Cassandra]:
 
 @pytest.fixture
 async def keyspace(cassandra: Cassandra) -> Keyspace:
-    return await Keyspace.open(cassandra, "kit", TABLES)
+    return await Keyspace.open(cassandra, KIT, TABLES)
 
 
 class Proxy:
@@ -116,7 +108,7 @@ async def over_proxy(keyspace: Keyspace, settings: Settings, proxy: Proxy) -> As
     """The same keyspace, connected through the proxy."""
     changed = settings.model_copy(update={"cassandra_contact_points": (f"127.0.0.1:{proxy.port}",)})
     opened = await Cassandra.open(changed)
-    yield await Keyspace.open(opened, "kit", TABLES)
+    yield await Keyspace.open(opened, KIT, TABLES)
     proxy.heal()
     await opened.close()
 

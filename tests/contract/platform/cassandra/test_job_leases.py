@@ -9,13 +9,14 @@ import pytest
 from services.platform.cassandra.job_leases import JOB_LEASES_MIGRATION, JobLease
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
 from services.platform.rpc import errors
+from tests.cluster import KIT_JOBS
 from tests.contract.platform.conftest import until
 
 pytestmark = pytest.mark.cluster
 
 
 async def test_hold_other_process_acquires_after_expiry(cassandra: Cassandra) -> None:
-    keyspace = await Keyspace.open(cassandra, "kit3", (JOB_LEASES_MIGRATION,))
+    keyspace = await Keyspace.open(cassandra, KIT_JOBS, (JOB_LEASES_MIGRATION,))
     first, second, other = (JobLease(keyspace, job) for job in ("purge", "purge", "another"))
     assert await first.hold()
     assert await first.hold()
@@ -29,7 +30,7 @@ async def test_hold_other_process_acquires_after_expiry(cassandra: Cassandra) ->
 
 
 async def test_hold_after_lost_reply_holds_the_lease(cassandra: Cassandra, monkeypatch: pytest.MonkeyPatch) -> None:
-    keyspace = await Keyspace.open(cassandra, "kit3", (JOB_LEASES_MIGRATION,))
+    keyspace = await Keyspace.open(cassandra, KIT_JOBS, (JOB_LEASES_MIGRATION,))
     lease, other = JobLease(keyspace, "purge"), JobLease(keyspace, "purge")
     execute = Keyspace.execute_lwt
 

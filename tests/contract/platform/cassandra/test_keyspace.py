@@ -24,7 +24,8 @@ from services.platform.cassandra.keyspace import MAX_BATCH, MAX_CONCURRENT_STATE
 from services.platform.config import Settings
 from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call
-from tests.contract.platform.conftest import TABLES, Proxy, until
+from tests.cluster import TABLES
+from tests.contract.platform.conftest import Proxy, until
 
 pytestmark = pytest.mark.cluster
 
@@ -180,7 +181,9 @@ async def test_invalid_statement_raises_driver_error(keyspace: Keyspace, monkeyp
         await keyspace.read("SELECT name FROM item WHERE id = 17")
 
 
-async def test_prepare_failure_is_not_cached(keyspace: Keyspace) -> None:
+async def test_prepare_failure_is_not_cached(cassandra: Cassandra) -> None:
+    # A keyspace of this test: the others are reused with their tables.
+    keyspace = await Keyspace.open(cassandra, "other", TABLES)
     query = "SELECT id FROM later WHERE id = ?"
     with pytest.raises(InvalidRequest):
         await keyspace.read(query, 1)

@@ -22,7 +22,7 @@ from services.platform.events.log import Record
 from services.platform.ids.snowflake import first_id_at
 from services.platform.rpc import errors
 from services.platform.sqlite.event_log import EmbeddedLog
-from tests.cluster import Namespace
+from tests.cluster import KIT_OUTBOX, Namespace
 from tests.contract.platform.conftest import until
 
 pytestmark = pytest.mark.cluster
@@ -59,7 +59,7 @@ async def log(tmp_path: Path) -> AsyncIterator[Log]:
 
 @pytest.fixture
 async def rows(cassandra: Cassandra) -> Keyspace:
-    return await Keyspace.open(cassandra, "kit3", (OUTBOX_MIGRATION,))
+    return await Keyspace.open(cassandra, KIT_OUTBOX, (OUTBOX_MIGRATION,))
 
 
 @pytest.fixture
@@ -281,7 +281,7 @@ from services.platform.sqlite.event_log import EmbeddedLog
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 
 async def main():
-    keyspace = await Keyspace.open(await Cassandra.open(Settings()), "kit3", (OUTBOX_MIGRATION,))
+    keyspace = await Keyspace.open(await Cassandra.open(Settings()), "kit_outbox", (OUTBOX_MIGRATION,))
     log = await EmbeddedLog.open(Path(sys.argv[1]))
     ids = Snowflake(1, wall_clock_ms)
     box = Outbox(keyspace, log, time.time, PublishAll())

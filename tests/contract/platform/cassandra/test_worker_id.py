@@ -19,7 +19,7 @@ from services.platform.cassandra.worker_id import LEASED, LEASES_MIGRATION, Cass
 from services.platform.config import Settings
 from services.platform.ids.snowflake import MAX_WORKER, RESERVE_MS, WORKER_BITS, Snowflake, timestamp_ms, wall_clock_ms
 from services.platform.rpc import errors
-from tests.cluster import Namespace
+from tests.cluster import KIT_LEASES, Namespace
 from tests.contract.platform.conftest import until
 
 pytestmark = pytest.mark.cluster
@@ -42,7 +42,7 @@ from services.platform.config import Settings
 
 async def main():
     settings = Settings()
-    keyspace = await Keyspace.open(await Cassandra.open(settings), "kit2", (LEASES_MIGRATION,))
+    keyspace = await Keyspace.open(await Cassandra.open(settings), "kit_leases", (LEASES_MIGRATION,))
     lease = await CassandraLease.open(keyspace, settings, LeaseTiming(int(sys.argv[1]), *map(float, sys.argv[2:])))
     while True:
         try:
@@ -69,7 +69,7 @@ class Clock:
 
 @pytest.fixture
 async def leases_of(cassandra: Cassandra) -> Keyspace:
-    return await Keyspace.open(cassandra, "kit2", (LEASES_MIGRATION,))
+    return await Keyspace.open(cassandra, KIT_LEASES, (LEASES_MIGRATION,))
 
 
 @pytest.fixture
