@@ -32,6 +32,11 @@ CLIENTS = 24
 CHANNELS = 4
 # Minimum and maximum length in seconds of the load before a kill. The length is chosen at random.
 SHORTEST_LOAD_S, LONGEST_LOAD_S = 0.3, 1.5
+# The load continues until this many writes of the round are acknowledged, because on a busy machine there may be few
+# after that time; but for at most LOAD_WITHIN_S seconds more. LOOK_EVERY_S is the time in seconds between two counts.
+LEAST_ACKNOWLEDGED = 120
+LOAD_WITHIN_S = 30.0
+LOOK_EVERY_S = 0.05
 # Probability that a restart after a kill is killed too, because a crash during recovery must not lose a write either;
 # and the minimum and maximum number of seconds from the start to this second kill.
 KILLED_RESTARTS = 0.25
@@ -152,8 +157,10 @@ class CrashDrill:
         async with connection.connect(child.target, CHANNELS) as channels:
             clients = await self._clients(child, channels)
             loads = [asyncio.create_task(client.load()) for client in clients]
+            before = self.history.counts()[Outcome.OK]
             try:
                 await asyncio.sleep(self._chance.uniform(SHORTEST_LOAD_S, LONGEST_LOAD_S))
+                await self._acknowledged(before + LEAST_ACKNOWLEDGED, loads)
             finally:
                 for client in clients:
                     client.stop()
@@ -188,6 +195,13 @@ class CrashDrill:
             else:
                 sample = self._chance.sample(users, SAMPLED_HOMES)
                 self.result.strange.extend(await command.faults_of(channels, operator.metadata, sample))
+
+    async def _acknowledged(self, writes: int, loads: list[asyncio.Task[None]]) -> None:
+        """Waits until the history has this many acknowledged writes, until a load ends, or for LOAD_WITHIN_S."""
+        for _ in range(int(LOAD_WITHIN_S / LOOK_EVERY_S)):
+            if self.history.counts()[Outcome.OK] >= writes or any(load.done() for load in loads):
+                return
+            await asyncio.sleep(LOOK_EVERY_S)
 
     async def _clients(self, child: ChildMesh, channels: Sequence[grpc.aio.Channel]) -> list[Client]:
         operator = Operator(channels[0], child.target.operator())
