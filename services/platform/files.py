@@ -117,8 +117,8 @@ def write_durably(path: Path, content: bytes) -> None:
 def load_or_create_key(path: Path, make: Callable[[], bytes], if_lost: str) -> bytes:
     """Returns the key in the file. If the file does not exist, creates a key with `make` and writes it durably.
 
-    `make` must always return keys of the same size. Raises FAILED_PRECONDITION if the file does not have this size, or
-    if it cannot be read or written. `if_lost` is the end of the error message: it says what is lost if a new key
+    `make` must always return keys of the same size. Raises FAILED_PRECONDITION if the file does not have this size,
+    holds zero bytes only, or cannot be read or written. `if_lost` is the end of the error message: it says what is lost if a new key
     replaces the old one.
     """
     with naming(path):
@@ -129,9 +129,11 @@ def load_or_create_key(path: Path, make: Callable[[], bytes], if_lost: str) -> b
             private_dir(path.parent)
             write_durably(path, found)
             return found
-    if len(found) != (size := len(make())):
+    holds = f"{len(found)} bytes, and this key has {size}" if len(found) != (size := len(make())) else ""
+    # Some file systems fill a file with zero bytes if the power fails. Everybody knows such a key.
+    if holds or not any(found):
         raise errors.failed_precondition(
-            f"{path} is damaged: it holds {len(found)} bytes, and this key has {size}. Put back the copy of a backup; or"
+            f"{path} is damaged: it holds {holds or 'zero bytes only'}. Put back the copy of a backup; or"
             f" remove the file, and the next start makes a new key: {if_lost}"
         )
     return found

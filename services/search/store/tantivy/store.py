@@ -81,11 +81,16 @@ class EmbeddedSearchIndex:
         with naming(folder):
             await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         lock = LockFile(folder / "lock")
-        number, position = await asyncio.to_thread(_read_state, folder)
+        try:
+            with naming(folder / _STATE):
+                number, position = await asyncio.to_thread(_read_state, folder)
+        except errors.RoostError:
+            lock.close()
+            raise
         index = cls(folder, lock, TantivyThreads(), number, position)
         try:
             index._current = await Generation.open(index._path(number), index._threads)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             log.error(LogEvent.SEARCH_INDEX_LOAD_FAILED, action="rebuild", error=repr(error))
             index._number, index._position, index._applied = number + 1, None, 0
             try:
@@ -252,8 +257,12 @@ def _write_state(folder: Path, number: int, position: int) -> None:
 
 def _remove_others(folder: Path, number: int) -> None:
     """Deletes the folders of all generations except `number`: those of builds that were discarded or whose process
-    died."""
+    died. Deletes files and links with the name of a generation too, because they would block a later build."""
     for path in folder.iterdir():
-        if path.is_dir() and path.name != str(number):
-            with contextlib.suppress(OSError):
+        if path.name == str(number):
+            continue
+        with contextlib.suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
+            elif path.name.isdecimal():
+                path.unlink()

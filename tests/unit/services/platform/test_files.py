@@ -99,6 +99,15 @@ def test_load_or_create_key_of_wrong_size_raises_with_remedy(tmp_path: Path, siz
         assert part in caught.value.message
 
 
+def test_load_or_create_key_of_zero_bytes_raises_with_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "a.key"
+    path.write_bytes(bytes(len(KEY)))
+    with pytest.raises(errors.RoostError) as caught:
+        files.load_or_create_key(path, lambda: KEY, LOST)
+    for part in (str(path), "holds zero bytes only", "backup", "remove the file", LOST):
+        assert part in caught.value.message
+
+
 # Exits before the file operation that argv[2] names.
 _DYING = """
 import os, sys, pathlib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,35 @@ async def test_open_invalid_state_returns_unfilled_index(tmp_path: Path, state: 
     assert index.position is None
     assert await found(index) == []
     await index.close()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+async def test_open_index_that_is_no_folder_returns_unfilled_index(tmp_path: Path, linked: bool) -> None:
+    folder = tmp_path / "search"
+    index = await EmbeddedSearchIndex.open(folder)
+    await index.begin()
+    await index.finish()
+    await index.close()
+    (stored,) = (path for path in folder.iterdir() if path.is_dir())
+    shutil.rmtree(stored)
+    if linked:
+        stored.symlink_to(stored)
+    else:
+        stored.write_bytes(bytes(16))
+    index = await EmbeddedSearchIndex.open(folder)
+    assert index.position is None
+    assert stored.name not in {path.name for path in folder.iterdir()}
+    await index.begin()
+    await index.fill([tweet(1)])
+    await index.finish()
+    assert await found(index) == [1]
+    await index.close()
+
+
+async def test_open_state_that_is_a_folder_raises_with_remedy(tmp_path: Path) -> None:
+    (tmp_path / "search" / "state.json").mkdir(parents=True)
+    with pytest.raises(errors.RoostError, match="a folder has its name"):
+        await EmbeddedSearchIndex.open(tmp_path / "search")
 
 
 async def test_open_removes_discarded_indexes(tmp_path: Path) -> None:
