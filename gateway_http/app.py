@@ -13,13 +13,12 @@ from roost.options.v1 import options_pb2 as options
 
 from gateway_http.codec.binding import Codec
 from gateway_http.compat import connect
-from gateway_http.compression import MIN_BYTES, accepts_gzip
+from gateway_http.compression import MIN_BYTES, accepts_gzip, gzipped
 from gateway_http.cors import Cors
 from gateway_http.health_routes import Health, Livez, Readyz
 from gateway_http.load import Load
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
 from gateway_http.request import SECURITY_HEADERS, ClientGoneError, Receive, Request, Response, Route, Scope, Send
-from gateway_http.response_cache import ResponseCache
 from gateway_http.router import Binding, Router, bindings
 from gateway_http.rpc_route import RouteDeps, RpcRoute
 from services.platform.auth.tokens import Verifier
@@ -71,7 +70,7 @@ class Gateway:
         health: Health,
         rate_limits: RateLimits,
     ) -> None:
-        deps = RouteDeps(channel, verifier, rate_limits, Codec(), ResponseCache())
+        deps = RouteDeps(channel, verifier, rate_limits, Codec())
         self._proxies = TrustedProxies(networks(settings.trusted_proxies))
         entries: list[tuple[Binding, Route]] = [
             (Binding("GET", "/livez"), Livez()),
@@ -163,7 +162,7 @@ async def _send(request: Request, response: Response, send: Send) -> None:
     if response.compressible and len(payload) > MIN_BYTES:
         accepted = request.headers.get(b"accept-encoding")
         if accepted is not None and accepts_gzip(accepted):
-            payload = response.gzipped()
+            payload = gzipped(response.body)
             headers.append((b"content-encoding", b"gzip"))
     if response.status not in BODILESS_STATUSES:
         headers.append((b"content-length", str(len(payload)).encode()))

@@ -9,7 +9,6 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
-from gateway_http.compression import gzipped
 from gateway_http.load import Load
 from gateway_http.problem import HttpError
 from services.platform.rpc.client_address import TrustedProxies
@@ -204,7 +203,7 @@ class Response:
     """An HTTP response. The application adds the header content-length. If `compressible` is true, it sends the body
     gzipped to clients that accept gzip."""
 
-    __slots__ = ("_gzipped", "body", "compressible", "headers", "status")
+    __slots__ = ("body", "compressible", "headers", "status")
 
     def __init__(
         self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, compressible: bool = False
@@ -213,20 +212,6 @@ class Response:
         self.headers = headers
         self.body = body
         self.compressible = compressible
-        self._gzipped: bytes | None = None
-
-    def gzipped(self) -> bytes:
-        """Returns the gzipped body. Keeps it for further calls if it is at most half as large as the body.
-
-        The response cache sends a response many times. The bound limits the memory of a cached response to 1.5 times
-        its body.
-        """
-        if self._gzipped is not None:
-            return self._gzipped
-        found = gzipped(self.body)
-        if 2 * len(found) <= len(self.body):
-            self._gzipped = found
-        return found
 
 
 class Route(Protocol):

@@ -20,10 +20,8 @@ from gateway_http.codec.binding import Codec, DecodedRequest
 from gateway_http.page_numbers import DEPRECATION, NumberedPages
 from gateway_http.problem import HttpError
 from gateway_http.request import JSON_CONTENT_TYPE, SECURITY_HEADERS, Request, Response
-from gateway_http.response_cache import CacheKey, ResponseCache
 from gateway_http.router import Binding
 from services.platform.auth.tokens import Verifier
-from services.platform.caching import read_tracking
 from services.platform.rpc import errors
 from services.platform.rpc.context import ANONYMOUS, NEVER, Actor, Call, bounded_user_agent, current_call
 from services.platform.rpc.contract import Method
@@ -47,7 +45,6 @@ class RouteDeps:
     verifier: Verifier
     rate_limits: RateLimits
     codec: Codec
-    response_cache: ResponseCache
 
 
 class RpcRoute:
@@ -72,7 +69,6 @@ class RpcRoute:
             return
         self._reader = deps.codec.reader(method, binding)
         self._write: Callable[[Any], bytes] = deps.codec.writer(method, binding)
-        self._is_cacheable = self._is_read and method.policy.response_cache
         self._numbered_pages = NumberedPages(method) if method.policy.page_numbers else None
         # If the method has a wire type, the response is parsed as the wire type: it holds each tweet as bytes, which
         # the gateway does not parse.
@@ -91,35 +87,11 @@ class RpcRoute:
             raise errors.unimplemented(
                 f"{self.name} is a stream, and streams are not served over HTTP: call it by gRPC"
             )
-        if self._is_cacheable and not request.has_body():
-            return await self._serve_cached(request, actor)
-        answer, decoded = await self._decode_and_call(request, actor)
-        return self._respond(self._write(answer), actor, request, decoded)
-
-    async def _decode_and_call(self, request: Request, actor: Actor) -> tuple[Any, DecodedRequest]:
-        headers = request.headers
         body = await self._body(request) if request.has_body() else b""
-        key = headers.get(b"idempotency-key", b"").decode("latin-1")
+        key = request.headers.get(b"idempotency-key", b"").decode("latin-1")
         decoded = self._reader.read(request.path_values, request.scope["query_string"], body, actor.user_id, key)
-        return await self._call_service(decoded, actor, request), decoded
-
-    async def _serve_cached(self, request: Request, actor: Actor) -> Response:
-        """Returns the cached response if no key in its read set has changed; otherwise calls the service and caches the
-        response.
-
-        Does not cache numbered pages, which are deprecated.
-        """
-        response_cache = self._deps.response_cache
-        key: CacheKey = (actor.user_id, request.raw_path, request.scope["query_string"])
-        found = response_cache.get(key)
-        if found is None:
-            with read_tracking.track_reads() as read_set:
-                answer, decoded = await self._decode_and_call(request, actor)
-            if decoded.page:
-                return self._respond(self._write(answer), actor, request, decoded)
-            found = self._with_etag(self._write(answer), actor)
-            response_cache.store(key, *found, read_set)
-        return _or_not_modified(request, *found)
+        answer = await self._call_service(decoded, actor, request)
+        return self._respond(self._write(answer), actor, request, decoded)
 
     async def _verify_token(self, request: Request) -> Actor:
         authorization = request.headers.get(b"authorization")
@@ -195,13 +167,11 @@ class RpcRoute:
             request.response_headers.append(DEPRECATION)
         if not self._is_read:
             return Response(self._status, _WRITE, payload)
-        return _or_not_modified(request, *self._with_etag(payload, actor))
-
-    def _with_etag(self, payload: bytes, actor: Actor) -> tuple[Response, bytes]:
-        """Returns the response to a read, with the header ETag, and the entity tag itself."""
         tag = etag.etag(payload)
         fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
-        return Response(self._status, (*fixed, (b"etag", tag)), payload, compressible=True), tag
+        return _or_not_modified(
+            request, Response(self._status, (*fixed, (b"etag", tag)), payload, compressible=True), tag
+        )
 
 
 def _or_not_modified(request: Request, whole: Response, tag: bytes) -> Response:

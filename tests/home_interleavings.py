@@ -75,10 +75,10 @@ class World:
             if author in self.follows[reader]:
                 found.append((self.follows[reader][author], author))
             await Step()
-        return FolloweeSet(0, found)
+        return FolloweeSet(found)
 
     def relations(self, reader: int) -> FolloweeSet:
-        return FolloweeSet(0, [(since, author) for author, since in self.follows[reader].items()])
+        return FolloweeSet([(since, author) for author, since in self.follows[reader].items()])
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> pull.IdBatches:
         for author in authors:

@@ -8,12 +8,12 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 from services.engagement.service import EngagementService
 from services.engagement.store import EngagementStore
 from services.engagement.tweet_access import access_over
-from services.platform.backends import OpenedStore, open_store, shared_versions_of
+from services.platform.backends import OpenedStore, open_store
 from services.platform.events.records import EventBuilder
 from services.platform.service import Service, ServiceContext
 from services.shared.absences import TOPICS as ABSENCE_TOPICS
 from services.shared.absences import following_absences
-from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.factory import hydrator_of
 from services.shared.hydration.user_pages import VisibleUserPages
 
 # Consumer group of the events about users who become absent or active again.
@@ -24,7 +24,7 @@ async def build(context: ServiceContext) -> Service:
     """Builds the service on the store of the process's backend."""
     opened: OpenedStore[EngagementStore] = await open_store(context)
     store = opened.store
-    hydrator = Hydrator(context.channel, shared_versions_of(context))
+    hydrator = hydrator_of(context)
     user_pages = VisibleUserPages(
         UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors
     )

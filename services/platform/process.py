@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import grpc.aio
 import structlog
@@ -240,8 +240,9 @@ class Process:
             intercepted_methods({_BATCH: BatchServicer(self._endpoints, authenticator.identify, log_calls=log_calls)})
         )
         workers: list[Worker] = []
+        shared: dict[type[Any], Any] = {}
         for name, build in builds.items():
-            service = await build(_context(name, settings, backend, cursors, self.channel(name)))
+            service = await build(_context(name, settings, backend, cursors, self.channel(name), shared))
             self.services[name] = service
             self._lifecycle.add_stores(service.resources)
             workers.extend(service.workers)
@@ -286,7 +287,12 @@ def _report_ids(backend: Backends) -> None:
 
 
 def _context(
-    name: str, settings: Settings, backend: Backends, cursors: Cursors, channel: grpc.aio.Channel
+    name: str,
+    settings: Settings,
+    backend: Backends,
+    cursors: Cursors,
+    channel: grpc.aio.Channel,
+    shared: dict[type[Any], Any],
 ) -> ServiceContext:
     return ServiceContext(
         name=name,
@@ -298,5 +304,7 @@ def _context(
         log=backend.log,
         channel=channel,
         data_dir=settings.data_dir,
+        versions=backend.versions,
+        process_objects=shared,
         cluster=backend.cluster,
     )

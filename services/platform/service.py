@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import grpc.aio
 
@@ -16,6 +16,9 @@ from services.platform.config import Settings
 from services.platform.events.log import EventLog
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
+from services.platform.versions import Versions
+
+T = TypeVar("T")
 
 
 class Worker(Protocol):
@@ -50,6 +53,7 @@ class Backends:
     ids: Snowflake
     cursor_key: bytes
     ids_fault: Callable[[], str]
+    versions: Versions
     cluster: object | None = None
 
 
@@ -63,7 +67,8 @@ class ServiceContext:
     """The dependencies with which a service is built.
 
     `clock` returns Unix seconds. Calls through `channel` reach every service of the mesh, with this service as the
-    caller. `cluster` is `Backends.cluster`; composition roots read it with
+    caller. `versions` are those of the whole mesh. `process_objects` are the objects that services of the process share;
+    get them by `shared_by_process`. `cluster` is `Backends.cluster`; composition roots read it with
     `services.platform.backends.cluster_backends_of`.
     """
 
@@ -76,7 +81,16 @@ class ServiceContext:
     log: EventLog
     channel: grpc.aio.Channel
     data_dir: Path
+    versions: Versions
+    process_objects: dict[type[Any], Any]
     cluster: object | None = None
+
+    def shared_by_process(self, kind: type[T], make: Callable[[], T]) -> T:
+        """Returns the one object of this type that all services of the process share. The first call makes it."""
+        if kind not in self.process_objects:
+            self.process_objects[kind] = make()
+        shared: T = self.process_objects[kind]
+        return shared
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,12 +25,3 @@ class SharedUserRefs(Protocol):
     async def users(self, ids: Sequence[int]) -> Sequence[SharedUserRef | None]:
         """Returns the user references in the order of `ids`; None for a user whose user reference is missing or cannot
         be read: then call the identity service. Raises no error."""
-
-
-class AuthorVersions(Protocol):
-    """The versions of authors. The version of an author changes whenever the author's tweets change. The tweet service
-    writes the new version to Redis before it answers the writer."""
-
-    async def author_versions(self, user_ids: Sequence[int]) -> Sequence[int | None]:
-        """Returns the version of each author's tweets, in the order of `user_ids`; None if it cannot be read. Raises no
-        error."""

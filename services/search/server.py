@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.platform.backends import OpenedStore, open_store, shared_versions_of
+from services.platform.backends import OpenedStore, open_store
 from services.platform.service import Service, ServiceContext
 from services.search.best import BestMatches
 from services.search.consumer import TREND_TOPICS, PositionedConsumer, TrendCounter
@@ -12,7 +12,7 @@ from services.search.store import SearchIndex
 from services.search.trends import TAG_MIN_ACTORS, TWEET_MIN_ACTORS, Trends
 from services.search.tweets import TweetSearch
 from services.search.users import UserSearch
-from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.factory import hydrator_of
 
 
 async def build(context: ServiceContext) -> Service:
@@ -27,7 +27,7 @@ async def build(context: ServiceContext) -> Service:
     counting = context.log.consumer("search-trends", TREND_TOPICS, counter.apply, broadcast=True)
     rebuilder = Rebuilder(context.channel, index)
     people = UserSearch(context.channel, index, context.cursors)
-    hydrator = Hydrator(context.channel, shared_versions_of(context))
+    hydrator = hydrator_of(context)
     best = BestMatches(context.channel, index, trending_tweets.strengths)
     search = TweetSearch(index, best, people, hydrator, context.cursors, context.clock)
     servicer = SearchService(index, search, people, trending_tags, trending_tweets, rebuilder, context.cursors)

@@ -105,7 +105,7 @@ class TweetSearch:
     ) -> TweetPage:
         """Returns a page of the tweets `ids` that the reader may see, from the index `start` on, and the next cursor
         (empty on the last page). `seal` returns the cursor for an index in `ids`."""
-        found = (await self._hydrator.visible(reader_id, ids[start:], size + 1)).tweets
+        found = await self._hydrator.visible(reader_id, ids[start:], size + 1)
         if len(found) <= size:
             return [tweet.data for tweet in found], ""
         return [tweet.data for tweet in found[:size]], seal(ids.index(found[size - 1].id, start) + 1)

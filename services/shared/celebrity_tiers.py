@@ -13,7 +13,6 @@ import grpc
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 
-from services.platform.caching import read_tracking
 from services.platform.rpc.stream_subscriber import StreamSubscriber
 
 # Maximum time in seconds without a message of the stream; after that the tiers are stale. Graph sends a heartbeat every
@@ -26,8 +25,6 @@ RETRY_MAX_S = 2.0
 # Maximum time in seconds that `start` waits for the first snapshot. If graph is unavailable, the service starts without
 # tiers. In a single-process mesh the snapshot arrives within milliseconds.
 START_WAIT_S = 1.0
-
-_TIERS = (0,)
 
 
 class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
@@ -56,9 +53,6 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
         self._snapshot_received = asyncio.Event()
         # Changes with every tier change. Readers compare it for equality before they use cached results.
         self.version = 0
-        self._connected = False
-        # Change tracking treats all tiers as one key.
-        self._change_tracker = read_tracking.ChangeTracker()
 
     @property
     def celebrities(self) -> Iterable[int]:
@@ -83,12 +77,6 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
     def demoted_since(self, ms: int) -> Sequence[int]:
         """Returns the users who stopped being celebrities after `ms` (Unix milliseconds). Graph sends demotions for 31
         days."""
-        if self._connected:
-            self._change_tracker.read(_TIERS)
-        else:
-            # The tiers may still be current enough, but while the stream is lost, no demotion invalidates a cached
-            # response.
-            read_tracking.mark_uncacheable()
         if self._demotions_by_time is None:
             self._demotions_by_time = sorted((changed, user_id) for user_id, changed in self._demoted_at.items())
         return [
@@ -118,19 +106,14 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
             self.version += 1
             self._apply(self._snapshot)
             self._snapshot = None
-            self._connected = True
         self._fresh_until = self._monotonic() + STREAM_TIMEOUT_S
         self._snapshot_received.set()
 
     def _lost(self) -> None:
-        self._connected = False
-        self._change_tracker.changed(_TIERS)
-        # Until the next snapshot, changes of tiers do not arrive. So the tiers become stale after half of the margin;
-        # the other half remains for decisions that were made just before.
+        # Changes are unknown until the next snapshot. Half the margin remains for decisions in progress.
         self._fresh_until = min(self._fresh_until, self._monotonic() + self._margin_ms / 2000)
 
     def _apply(self, entries: Iterable[graph.TierEntry]) -> None:
-        self._change_tracker.changed(_TIERS)
         for entry in entries:
             now, before = (self._celebrity_since, self._demoted_at)
             if entry.tier != graph.TIER_CELEBRITY:

@@ -66,7 +66,7 @@ class Explainer:
         snapshot = await self._home.snapshot(reader)
         answer = pb.ExplainTimelineEntryResponse(tweet_id=tweet_id)
         # Filters the tweet alone first: if a rule hides the tweet, the home timeline need not be read.
-        if not (await self._home.visible(snapshot, (tweet_id,), 1)).tweets:
+        if not await self._home.visible(snapshot, (tweet_id,), 1):
             answer.filter = await self._hidden_by(snapshot, tweet_id)
             answer.reason = _FILTER_REASONS[answer.filter]
             return answer
@@ -89,7 +89,7 @@ class Explainer:
         async for batch in merge:
             reach = [entry for entry in batch.ids if entry >= tweet_id]
             found = await self._home.visible(snapshot, reach, MAX_ENTRIES - len(shown))
-            shown += [entry.id for entry in found.tweets]
+            shown += [entry.id for entry in found]
             if batch.next_position <= tweet_id or len(shown) == MAX_ENTRIES:
                 break
         return shown
@@ -141,4 +141,4 @@ class Explainer:
         return pb.ENTRY_FILTER_NOT_FOUND if head.author_id in rules.blocked_by_ids else pb.ENTRY_FILTER_ORIGINAL_GONE
 
     async def _is_visible_to(self, reader: int, ids: Sequence[int], *, hide_muted: bool = False) -> bool:
-        return bool((await self._hydrator.visible(reader, ids, 1, hide_muted=hide_muted)).tweets)
+        return bool(await self._hydrator.visible(reader, ids, 1, hide_muted=hide_muted))

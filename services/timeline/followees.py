@@ -1,5 +1,4 @@
-"""Caches each reader's followees: their user ids, the times of the follows, and the relation version that graph
-returned with them."""
+"""Caches each reader's followees: their user ids and the times of the follows."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 
+from services.platform.versions import Kind, Versioned, Versions, key_of
 from services.shared.celebrity_tiers import CelebritySubscriber
 
 # Maximum number of followees in the cache, summed over all readers: about 100 bytes each, so 200 MB. Beyond it the
@@ -20,13 +20,12 @@ MAX_CACHED_EDGES = 2_000_000
 
 
 class FolloweeSet:
-    """The followees of one reader at one relation version. Immutable."""
+    """The followees of one reader. Immutable."""
 
-    __slots__ = ("_celebrities", "_seen", "_since_ms", "_user_ids", "followees", "version")
+    __slots__ = ("_celebrities", "_seen", "_since_ms", "_user_ids", "followees")
 
-    def __init__(self, version: int, since_ms: Iterable[tuple[int, int]]) -> None:
+    def __init__(self, since_ms: Iterable[tuple[int, int]]) -> None:
         """`since_ms` contains a pair (time of the follow in Unix milliseconds, user id) for each followee."""
-        self.version = version
         order = sorted(since_ms)
         # Two arrays in the order of the follow times. Tuples would take eight times the memory.
         self._since_ms = array("q", [since for since, _ in order])
@@ -53,37 +52,33 @@ class FolloweeSet:
 
 
 class FolloweeCache:
-    """Caches a FolloweeSet per reader. A cached one is current if its relation version is still graph's."""
+    """Caches a FolloweeSet per reader, under the version of the reader's relations."""
 
-    def __init__(self, channel: grpc.aio.Channel, max_cached_edges: int = MAX_CACHED_EDGES) -> None:
+    def __init__(self, channel: grpc.aio.Channel, versions: Versions, max_cached_edges: int = MAX_CACHED_EDGES) -> None:
         self._graph = graph_grpc.GraphServiceStub(channel)
-        self._cache: LRUCache[int, FolloweeSet] = LRUCache(
-            max_cached_edges, getsizeof=lambda cached: len(cached.followees) + 1
+        self._versions = versions
+        self._cache: LRUCache[int, Versioned[FolloweeSet]] = LRUCache(
+            max_cached_edges, getsizeof=lambda cached: len(cached.value.followees) + 1
         )
 
     async def current(self, user_id: int) -> FolloweeSet:
-        """Returns the reader's current followees, including every follow acknowledged before the call. Asks graph for
-        the relation version, and fetches the followees only if they are not cached with this version. Raises
-        AioRpcError if graph does not answer."""
-        seen = await self._graph.GetVisibilityFilter(graph.GetVisibilityFilterRequest(user_id=user_id))
+        """Returns the reader's current followees, including every follow acknowledged before the call. Raises AioRpcError
+        if they are not cached and graph does not answer."""
         cached = self._cache.get(user_id)
-        return cached if cached is not None and cached.version == seen.relation_version else await self.fetch(user_id)
-
-    def known(self, user_id: int) -> FolloweeSet | None:
-        """Returns the reader's cached followees, None if they are not cached. They may be outdated: the caller must
-        compare their version with graph's relation version."""
-        return self._cache.get(user_id)
+        if cached is not None and (await self._versions.current((cached,)))[0]:
+            return cached.value
+        return await self.fetch(user_id)
 
     async def fetch(self, user_id: int) -> FolloweeSet:
-        """Fetches the reader's followees from graph, whether cached or not, and caches them. Raises AioRpcError if
-        graph does not answer."""
+        """Fetches the reader's followees from graph, whether cached or not, and caches them. Raises AioRpcError if graph
+        does not answer."""
+        keys = (key_of(Kind.RELATIONS, user_id),)
+        snapshot = self._versions.snapshot()
+        await snapshot.read(keys)
         since: list[tuple[int, int]] = []
-        version = 0
         async for message in self._graph.StreamFollowingIds(graph.StreamFollowingIdsRequest(user_id=user_id)):
-            version = message.relation_version
             since.extend((followee.followed_at_ms, followee.user_id) for followee in message.followees)
-        relations = FolloweeSet(version, since)
-        # LRUCache raises ValueError for an item larger than the whole cache.
-        if len(relations.followees) < self._cache.maxsize:
-            self._cache[user_id] = relations
+        relations = FolloweeSet(since)
+        if (stamp := snapshot.stamp(keys)) is not None and len(relations.followees) < self._cache.maxsize:
+            self._cache[user_id] = Versioned(keys, stamp, relations)
         return relations

@@ -12,13 +12,12 @@ from itertools import islice
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
-from services.platform.caching import read_tracking
 from services.platform.rpc.deadlines import with_deadline
-from services.platform.shared_state import AuthorVersions
+from services.platform.versions import Kind, Versioned, Versions, key_of
 from services.shared.hydration.fill_page import NO_DEADLINE, IdBatch
 from services.timeline.store import CAPACITY, HomeList
 
@@ -39,10 +38,6 @@ MAX_CACHED_AUTHORS = 100_000
 # Number of ids cached per author: 100 for the largest page, and 20 because filters remove some. Older ids are read from
 # the tweet service.
 CACHED_DEPTH = 120
-# Seconds after which VersionedOwnIds reads the ids of a reader again even if their version is current. A process can
-# die between the commit of a tweet and the change of the version; then the cached ids lack the tweet.
-OWN_TTL_S = 600.0
-# Maximum number of readers in VersionedOwnIds, about 1 KB each. Beyond it the least recently used are evicted.
 MAX_OWN_CACHED = 16_384
 # Minimum number of ids per author in the first batch of a build. Fewer would save little and need more batches.
 MIN_BUILD_DEPTH = 32
@@ -137,9 +132,6 @@ class CachedIds:
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         """Implements TweetIdSource, but ids committed less than CACHED_IDS_TTL_S ago may be missing."""
-        # Cached ids were read during an earlier call, so the keys of that read are missing from the read set of this
-        # call.
-        read_tracking.mark_uncacheable()
         known = {author: ids for author in authors if (ids := self._cache.get(author)) is not None}
         if unknown := [author for author in authors if author not in known]:
             fresh = await all_ids(self._owner.newest(unknown, 0, CACHED_DEPTH))
@@ -153,36 +145,31 @@ class CachedIds:
 
 
 class VersionedOwnIds:
-    """Caches the newest CACHED_DEPTH ids of authors with the author version, and uses them while it is current. The
-    check is a round trip to Redis, which is cheaper than the RPC. Each reader's own ids are read through it."""
+    """Caches the newest CACHED_DEPTH ids of readers themselves, each reader's under the version of the reader's tweets."""
 
-    def __init__(self, owner: TweetIdSource, versions: AuthorVersions, clock: Callable[[], float]) -> None:
-        """`clock` returns seconds since any fixed point."""
+    def __init__(self, owner: TweetIdSource, versions: Versions) -> None:
         self._owner = owner
         self._versions = versions
-        self._cache: TTLCache[int, tuple[int, array[int]]] = TTLCache(MAX_OWN_CACHED, OWN_TTL_S, timer=clock)
+        self._cache: LRUCache[int, Versioned[array[int]]] = LRUCache(MAX_OWN_CACHED)
 
-    async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
-        """Implements TweetIdSource with one RPC for each author whose ids are not cached; pass few authors."""
-        # Other processes change the author versions without a notice to this process, so it could not detect that a
-        # cached response is outdated.
-        read_tracking.mark_uncacheable()
-        known: dict[int, Sequence[int]] = {}
-        # The versions are read before the ids. In the other order, a tweet committed between the two reads would be
-        # missing from ids that are cached with its version.
-        for author, version in zip(authors, await self._versions.author_versions(authors), strict=True):
-            cached = self._cache.get(author)
-            if version is None or cached is None or cached[0] != version:
-                fresh = await all_ids(self._owner.newest((author,), 0, CACHED_DEPTH))
-                cached = (version or 0, array("q", fresh.get(author, ())))
-                if version is not None:
-                    self._cache[author] = cached
-            known[author] = cached[1]
-        found, beyond = _cut(known, before_id, depth)
-        yield found
-        if beyond:
-            async for batch in self._owner.newest(beyond, before_id, depth):
-                yield batch
+    def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
+        """Implements TweetIdSource for the reader: `authors` is the reader's id alone."""
+        (author,) = authors
+        return SingleBatch(partial(self._newest, author, before_id, depth))
+
+    async def _newest(self, author: int, before_id: int, depth: int) -> IdsByAuthor:
+        cached = self._cache.get(author)
+        if cached is None or not (await self._versions.current((cached,)))[0]:
+            keys = (key_of(Kind.AUTHOR, author),)
+            snapshot = self._versions.snapshot()
+            # The version is read before the ids, so the ids include at least all tweets that the version counts.
+            await snapshot.read(keys)
+            fresh = await all_ids(self._owner.newest((author,), 0, CACHED_DEPTH))
+            cached = Versioned(keys, snapshot.stamp(keys), array("q", fresh.get(author, ())))
+            if cached.stamp is not None:
+                self._cache[author] = cached
+        found, beyond = _cut({author: cached.value}, before_id, depth)
+        return await all_ids(self._owner.newest(beyond, before_id, depth)) if beyond else found
 
 
 def _cut(known: IdsByAuthor, before_id: int, depth: int) -> tuple[IdsByAuthor, list[int]]:
@@ -210,17 +197,14 @@ async def all_ids(batches: IdBatches) -> dict[int, Sequence[int]]:
 class Puller:
     """Chooses the source of tweet ids for each pull.
 
-    The reader's own ids come from VersionedOwnIds, or without `versions` from the tweet service. The ids of other
-    authors come from the tweet service, or if there are more than CACHE_ABOVE_AUTHORS of them, from CachedIds.
+    The reader's own ids come from VersionedOwnIds. The ids of other authors come from the tweet service, or if there are
+    more than CACHE_ABOVE_AUTHORS of them, from CachedIds.
     """
 
-    def __init__(
-        self, owner: TweetIdSource, clock: Callable[[], float], versions: AuthorVersions | None = None
-    ) -> None:
-        """`owner` reads from the tweet service. `clock` returns seconds since any fixed point. `versions` is None on
-        the embedded backend, which has no author versions."""
+    def __init__(self, owner: TweetIdSource, clock: Callable[[], float], versions: Versions) -> None:
+        """`owner` reads from the tweet service. `clock` returns seconds since any fixed point."""
         self._owner = owner
-        self._own = owner if versions is None else VersionedOwnIds(owner, versions, clock)
+        self._own = VersionedOwnIds(owner, versions)
         self._cached = CachedIds(owner, clock)
 
     def reading_for(self, reader: int) -> TweetIdSource:
@@ -239,16 +223,16 @@ class RoutedIds:
         self._cached = cached
 
     def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
-        if len(authors) <= CACHE_ABOVE_AUTHORS and self._own is self._owner:
+        if len(authors) == 1 and authors[0] == self._reader:
+            # The most frequent read: that of a warm home timeline.
+            return self._own.newest(authors, before_id, depth)
+        if len(authors) <= CACHE_ABOVE_AUTHORS:
             return self._owner.newest(authors, before_id, depth)
         others = [author for author in authors if author != self._reader]
-        own = [self._reader] if len(others) < len(authors) else []
-        if not others:
-            return self._own.newest(own, before_id, depth)
-        rest = self._owner if len(others) <= CACHE_ABOVE_AUTHORS else self._cached
-        if not own:
-            return rest.newest(others, before_id, depth)
-        return _as_they_arrive(self._own.newest(own, before_id, depth), rest.newest(others, before_id, depth))
+        if len(others) == len(authors):
+            return self._cached.newest(others, before_id, depth)
+        own = self._own.newest([self._reader], before_id, depth)
+        return _as_they_arrive(own, self._cached.newest(others, before_id, depth))
 
 
 async def _as_they_arrive(*sources: AsyncIterator[T]) -> AsyncIterator[T]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from services.platform.backends import OpenedStore, open_store, shared_versions_of
+from services.platform.backends import OpenedStore, open_store
 from services.platform.service import Service, ServiceContext
 from services.shared.celebrity_tiers import CelebritySubscriber
-from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.factory import hydrator_of
 from services.timeline.explain import Explainer
 from services.timeline.fanout_rules import FanoutRules
 from services.timeline.followees import FolloweeCache
@@ -27,11 +27,11 @@ async def build(context: ServiceContext) -> Service:
     opened: OpenedStore[HomeTimelineStore] = await open_store(context)
     store = opened.store
     tiers = CelebritySubscriber(context.channel, settings.clock_margin_s)
-    relations = FolloweeCache(context.channel)
+    relations = FolloweeCache(context.channel, context.versions)
     owner = TweetServiceIds(context.channel)
-    hydrator = Hydrator(context.channel, shared_versions_of(context))
+    hydrator = hydrator_of(context)
     builds = HomeBuilder(store, relations, owner, tiers, rules, context.clock)
-    puller = Puller(owner, time.monotonic, shared_versions_of(context))
+    puller = Puller(owner, time.monotonic, context.versions)
     reader = HomeReader(store, builds, relations, puller, hydrator, tiers, rules, context.clock)
     explainer = Explainer(reader, hydrator, context.channel)
     servicer = TimelineService(

@@ -8,7 +8,6 @@ from roost.timeline.v1 import timeline_service_pb2 as pb
 from roost.timeline.v1.timeline_service_pb2_grpc import TimelineServiceServicer
 from roost.tweet.v1 import tweet_pb2
 
-from services.platform.caching import read_tracking
 from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
@@ -16,7 +15,7 @@ from services.platform.rpc import errors
 from services.timeline.explain import Explainer
 from services.timeline.fanout_rules import PULL, FanoutRules
 from services.timeline.home.builder import HomeBuilder
-from services.timeline.home.reader import MAX_ENTRIES, WARM, HomeReader
+from services.timeline.home.reader import MAX_ENTRIES, HomeReader
 from services.timeline.search_timelines import SearchTimelines
 from services.timeline.store import HomeTimelineStore
 
@@ -63,10 +62,6 @@ class TimelineService(TimelineServiceServicer):
         size = page_size_of(request)
         # `mode` is ignored: there is no ranking yet, so TIMELINE_MODE_RANKED is newest first too.
         page = await self._reader.page(user_id, bound, served, size)
-        if page.label != WARM or page.partial:
-            # The gateway must not cache this response: a partial page can become complete, and a cold home timeline
-            # warm, although no key of the read set changes.
-            read_tracking.mark_uncacheable()
         if page.partial:
             # Requests the same page again.
             next_cursor = self._seal_cursor(user_id, bound, served)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
-from services.platform.backends import OpenedStore, open_store, shared_versions_of
+from services.platform.backends import OpenedStore, open_store
 from services.platform.service import Service, ServiceContext
 from services.shared.absences import TOPICS as ABSENCE_TOPICS
 from services.shared.absences import following_absences
-from services.shared.hydration.hydrator import Hydrator
+from services.shared.hydration.factory import hydrator_of
 from services.shared.hydration.user_pages import VisibleUserPages
 from services.tweet.pages import TweetPages
 from services.tweet.reply_service import ReplyServicer
@@ -26,7 +26,7 @@ async def build(context: ServiceContext) -> Service:
     """Returns the tweet service, on SQLite on the embedded backend, on Cassandra and Redis on the cluster backend."""
     opened: OpenedStore[TweetStores] = await open_store(context)
     stores = opened.store
-    hydrator = Hydrator(context.channel, shared_versions_of(context))
+    hydrator = hydrator_of(context)
     writer = TweetWriter(stores, hydrator, context.ids, context.clock, context.settings.edit_window_s)
     user_pages = VisibleUserPages(
         UserServiceStub(context.channel), GraphServiceStub(context.channel).GetVisibilityFilter, context.cursors

@@ -49,7 +49,7 @@ class TweetServicer(TweetServiceServicer):
     async def BatchGetTweets(self, request: rpc.BatchGetTweetsRequest, context: object) -> tweet_pb2.SerializedTweets:
         ids = list(request.ids)
         found = await self._hydrator.visible(calls.reader_id(), ids, len(ids))
-        return tweet_pb2.SerializedTweets(tweets=[tweet.data for tweet in found.tweets])
+        return tweet_pb2.SerializedTweets(tweets=[tweet.data for tweet in found])
 
     async def UpdateTweet(self, request: rpc.UpdateTweetRequest, context: object) -> tweet_pb2.SerializedTweet:
         return await self._writer.edit(calls.require_user(), request.tweet_id, request.text)

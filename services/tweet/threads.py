@@ -93,7 +93,7 @@ class Threads:
         nodes = [*page.ancestors, *page.replies]
         ids = [node.id for node in nodes]
         visible = await self._hydrator.visible(calls.reader_id(), ids, len(ids))
-        found = {tweet.id: tweet.data for tweet in visible.tweets}
+        found = {tweet.id: tweet.data for tweet in visible}
         return tweet_pb2.SerializedThread(
             tweets=[found.get(node.id) or tombstone(node.id, node.parent_id) for node in nodes],
             depths=[node.depth for node in nodes],

@@ -204,7 +204,7 @@ class TweetWriter:
     async def hydrated(self, tweet_id: int) -> tweet_pb2.SerializedTweet:
         """Returns the tweet hydrated for the call's actor. Raises NOT_FOUND if the tweet does not exist or is hidden
         from the actor."""
-        found = (await self._hydrator.visible(calls.reader_id(), (tweet_id,), 1)).tweets
+        found = await self._hydrator.visible(calls.reader_id(), (tweet_id,), 1)
         if not found:
             raise no_such_tweet()
         return tweet_pb2.SerializedTweet(tweet=found[0].data)

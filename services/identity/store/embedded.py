@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from services.identity.store import IdentityStores
 from services.identity.store.sqlite.stores import open_stores
-from services.platform.backends import OpenedStore
+from services.platform.backends import OpenedStore, require_memory_versions
 from services.platform.service import ServiceContext
 from services.platform.sqlite.outbox import Relay
 
 
 async def open_store(context: ServiceContext) -> OpenedStore[IdentityStores]:
     """Opens the stores, with the relay of their outbox."""
-    stores = await open_stores(context.data_dir / "identity.db")
+    stores = await open_stores(context.data_dir / "identity.db", require_memory_versions(context))
     return OpenedStore(stores, (Relay(stores.db, context.log),))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from services.platform.service import ServiceContext, Worker
+from services.platform.versions import MemoryVersions
 
 if TYPE_CHECKING:
     from services.platform.backends.cluster import ClusterBackends
@@ -49,6 +50,14 @@ def require_cluster(context: ServiceContext) -> ClusterBackends:
     if cluster is None:
         raise RuntimeError(f"{context.name} was opened on the cluster, but this process uses the embedded backend")
     return cluster
+
+
+def require_memory_versions(context: ServiceContext) -> MemoryVersions:
+    """Returns the versions of this process, for `services/<name>/store/embedded.py`, which publishes some of them. Raises
+    RuntimeError in the cluster backend."""
+    if not isinstance(context.versions, MemoryVersions):
+        raise RuntimeError(f"{context.name} was opened on embedded stores, but this process uses the cluster backend")
+    return context.versions
 
 
 def shared_versions_of(context: ServiceContext) -> SharedVersions | None:

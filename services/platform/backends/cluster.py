@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -16,6 +17,7 @@ from services.platform.kafka.event_log import KafkaLog
 from services.platform.pagination.cursors import KEY_BYTES
 from services.platform.redis.client import Redis
 from services.platform.redis.shared_versions import SharedVersions
+from services.platform.redis.versions import RedisVersions
 from services.platform.rpc import errors
 from services.platform.service import Backends
 
@@ -37,6 +39,7 @@ class ClusterBackends:
         self.cassandra = cassandra
         self.redis = redis
         self.shared = SharedVersions(redis)
+        self.versions = RedisVersions(self.shared, time.monotonic)
         self._stack = stack
         self._opening = asyncio.Lock()
         self._keyspaces: dict[str, Keyspace] = {}
@@ -94,7 +97,9 @@ async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
     stack.push_async_callback(lease.close)
     log = await KafkaLog.open(settings)
     stack.push_async_callback(log.close)
-    return Backends(log, lease.snowflake(), await _mesh_secret(mesh, _CURSOR_KEY), lease.fault, cluster)
+    return Backends(
+        log, lease.snowflake(), await _mesh_secret(mesh, _CURSOR_KEY), lease.fault, cluster.versions, cluster
+    )
 
 
 async def _mesh_secret(mesh: Keyspace, name: str) -> bytes:

@@ -12,6 +12,7 @@ from services.platform.rpc import errors
 from services.platform.service import Backends
 from services.platform.sqlite.event_log import EmbeddedLog
 from services.platform.sqlite.worker_id import FileLease
+from services.platform.versions import MemoryVersions
 
 _CURSORS_LOST = "clients that are reading a list page by page must start again at its first page"
 
@@ -30,4 +31,4 @@ async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Backends:
     log = await EmbeddedLog.open(data_dir / "log.db")
     stack.push_async_callback(log.close)
     ids = lease.snowflake()
-    return Backends(log, ids, cursor_key, ids.fault)
+    return Backends(log, ids, cursor_key, ids.fault, MemoryVersions())

@@ -92,7 +92,10 @@ class SharedKeyClient:
     async def _values_on(self, connection: RedisConnection, kind: str, ids: Sequence[int]) -> list[Any]:
         """Returns the values of these ids' keys in the order of `ids`; None for a missing key. All keys must be on the
         node of `connection`. Raises UNAVAILABLE if the node does not answer or rejects a command."""
-        keys = [key_of(kind, i, connection) for i in ids]
+        return await self._values_of([key_of(kind, i, connection) for i in ids], connection)
+
+    async def _values_of(self, keys: Sequence[str], connection: RedisConnection) -> list[Any]:
+        """Returns the values of these keys in order, under the conditions and with the errors of `_values_on`."""
         if self._redis.clustered:
             # A command of a cluster cannot read keys of several slots, so each key needs its own command; all are sent
             # in one round trip.
@@ -100,16 +103,21 @@ class SharedKeyClient:
         (values,) = await self._replies(connection, [command("MGET", *keys)])
         return list(values)
 
-    async def _for_each_node(self, ids: Iterable[int], work: Callable[[Node, Sequence[int]], Awaitable[None]]) -> bool:
+    async def _for_each_node(
+        self,
+        ids: Iterable[int],
+        work: Callable[[Node, Sequence[int]], Awaitable[None]],
+        hash_tag: Callable[[int], str] = str,
+    ) -> bool:
         """Calls `work` with each node and the ids whose keys are on this node, at most KEYS_PER_COMMAND ids per call.
-        Returns False, and makes no further call, if a call of `work` failed or `redis_timeout_s` seconds have
-        passed."""
+        `hash_tag` returns the hash tag of an id's key. Returns False, and makes no further call, if a call of `work`
+        failed or `redis_timeout_s` seconds have passed."""
 
         async def run() -> bool:
             by_node: dict[Node, list[int]] = {}
             if self._redis.clustered:
                 for i in ids:
-                    by_node.setdefault(self._redis.node(str(i)), []).append(i)
+                    by_node.setdefault(self._redis.node(hash_tag(i)), []).append(i)
             else:
                 by_node[self._redis.node("")] = list(ids)
             for node, all_ids in by_node.items():

@@ -15,16 +15,17 @@ retried in the background; the consumer of the change's event writes a user refe
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
 from struct import Struct
 from typing import NamedTuple
 
 from services.platform.redis.client import Redis
 from services.platform.redis.connection import RedisConnection, ReplyError, command
 from services.platform.redis.node_pool import Node
-from services.platform.redis.shared_keys import SharedKeyClient, key_of
-from services.platform.shared_state import AuthorVersions, SharedUserRefs
+from services.platform.redis.shared_keys import SharedKeyClient
+from services.platform.redis.shared_keys import key_of as shared_key
+from services.platform.shared_state import SharedUserRefs
+from services.platform.versions import Kind, key_of, split_key
 
 # The highest possible version. A user reference with this version (a tombstone) says that the user is deleted, and no
 # later write replaces it.
@@ -49,13 +50,24 @@ PUT_TRIES = 8
 VERSION_BITS = 62
 
 _VERSION = Struct(">q")
-_USER = "u"
-_RELATIONS, _THREAD, _TWEET, _AUTHOR = "rv", "tv", "tm", "am"
-_VERSION_TTLS_MS = {
-    _RELATIONS: VERSION_TTL_MS,
-    _THREAD: VERSION_TTL_MS,
-    _TWEET: SHORT_VERSION_TTL_MS,
-    _AUTHOR: SHORT_VERSION_TTL_MS,
+# The version of something that changes without notice, so that no value may be cached under it.
+VOLATILE = 0
+# The first part of the names of keys.
+REDIS_KINDS: Mapping[Kind, str] = {
+    Kind.TWEET: "tm",
+    Kind.TWEET_STATE: "ts",
+    Kind.REACTION_COUNTS: "cv",
+    Kind.USER: "u",
+    Kind.AUTHOR: "am",
+    Kind.RELATIONS: "rv",
+    Kind.REACTIONS: "xv",
+    Kind.THREAD: "tv",
+}
+# The TTLs of versions that are numbers: a reader that finds none writes one.
+VERSION_TTLS_MS: Mapping[Kind, int] = {
+    kind: VERSION_TTL_MS if kind in (Kind.RELATIONS, Kind.THREAD) else SHORT_VERSION_TTL_MS
+    for kind in Kind
+    if kind is not Kind.USER
 }
 
 
@@ -66,17 +78,16 @@ class SharedEntry(NamedTuple):
     data: bytes
 
 
-class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
-    """Reads and writes user references by user id, and versions of relations, threads, tweets and authors."""
+class SharedVersions(SharedKeyClient, SharedUserRefs):
+    """Reads and writes user references by user id, and versions by version key."""
 
     def __init__(self, redis: Redis) -> None:
         super().__init__(redis, "shared-entries")
-        self._republishers = {kind: partial(self._republish, kind) for kind in _VERSION_TTLS_MS}
 
     async def users(self, ids: Sequence[int]) -> list[SharedEntry | None]:
         """Returns the user references in the order of `ids`; None if Redis has none or does not answer: then call the
         owning service (identity)."""
-        found = await self._read_values(_USER, ids)
+        found = await self._read_values(REDIS_KINDS[Kind.USER], ids)
         return [_decode_entry(found.get(i)) for i in ids]
 
     async def put_user(self, user_id: int, version: int, data: bytes) -> bool:
@@ -88,7 +99,7 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
             node = self._redis.node(str(user_id))
             for _ in range(PUT_TRIES):
                 async with node.dedicated() as connection:
-                    if await self._put_once(connection, key_of(_USER, user_id, connection), version, value):
+                    if await self._put_once(connection, redis_key(Kind.USER, user_id, connection), version, value):
                         return True
             return False
 
@@ -101,53 +112,46 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
 
         async def fill(node: Node, some: Sequence[int]) -> None:
             connection = await node.reads()
-            sets = [command("SET", key_of(_USER, i, connection), values[i], "NX", "PX", FILL_TTL_MS) for i in some]
+            sets = [
+                command("SET", redis_key(Kind.USER, i, connection), values[i], "NX", "PX", FILL_TTL_MS) for i in some
+            ]
             await self._replies(connection, sets)
 
         await self._for_each_node(entries, fill)
 
+    async def change(self, keys: Sequence[int], new_version: int) -> bool:
+        """Publishes a new version of these version keys, after the change is stored and before the call returns. Returns
+        False if Redis did not accept all of them; failed ones are retried in the background.
+
+        `new_version` must never have been used before, such as a new Snowflake id; or VOLATILE.
+        """
+        if await self._write_versions(keys, new_version):
+            return True
+        self._queue_retry(self._republish, keys)
+        return False
+
+    async def change_relations(self, user_ids: Sequence[int], new_version: int) -> bool:
+        """Publishes new versions of the users' relations, as `change`."""
+        return await self.change([key_of(Kind.RELATIONS, i) for i in user_ids], new_version)
+
     async def relation_version(self, user_id: int) -> int | None:
         """Returns the user's relation version; None if Redis does not answer: then treat cached relations as outdated.
         Read the version before the relations, so that a change between the two reads is noticed."""
-        return await self._read_version(_RELATIONS, user_id)
-
-    async def change_relations(self, user_ids: Sequence[int], new_version: int) -> bool:
-        """Writes `new_version` as the relation version of each of these users. Call it after the rows are written and
-        before the writer's call returns. Returns False if Redis did not accept all writes; then a background task
-        writes other new versions until Redis accepts them.
-
-        `new_version` must never have been used before, such as a new Snowflake id.
-        """
-        return await self._change_versions(_RELATIONS, user_ids, new_version)
+        return (await self._read_versions(Kind.RELATIONS, (user_id,)))[0]
 
     async def thread_version(self, root_id: int) -> int | None:
         """Returns the version of a thread; None if Redis does not answer: then treat the cached thread as outdated.
         Read the version before the thread, so that a change between the two reads is noticed."""
-        return await self._read_version(_THREAD, root_id)
-
-    async def change_threads(self, root_ids: Sequence[int], new_version: int) -> bool:
-        """Writes `new_version` as the version of the threads with these root tweets; conditions and result are those of
-        `change_relations`."""
-        return await self._change_versions(_THREAD, root_ids, new_version)
+        return (await self._read_versions(Kind.THREAD, (root_id,)))[0]
 
     async def tweet_versions(self, ids: Sequence[int]) -> list[int | None]:
         """Returns the version of each tweet, which changes with the tweet and with its counts, in the order of `ids`;
         None if Redis does not answer."""
-        return await self._read_versions(_TWEET, ids)
-
-    async def change_tweets(self, ids: Sequence[int], new_version: int) -> bool:
-        """Writes `new_version` as the version of these tweets; conditions and result are those of
-        `change_relations`."""
-        return await self._change_versions(_TWEET, ids, new_version)
+        return await self._read_versions(Kind.TWEET, ids)
 
     async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
         """Returns for each author, in order, the version of the author's tweets; None if Redis does not answer."""
-        return await self._read_versions(_AUTHOR, user_ids)
-
-    async def change_authors(self, user_ids: Sequence[int], new_version: int) -> bool:
-        """Writes `new_version` as the version of these authors' tweets; conditions and result are those of
-        `change_relations`."""
-        return await self._change_versions(_AUTHOR, user_ids, new_version)
+        return await self._read_versions(Kind.AUTHOR, user_ids)
 
     async def _put_once(self, connection: RedisConnection, key: str, version: int, value: bytes) -> bool:
         """Writes the user reference in a transaction, unless the stored version is equal or higher. Returns False, and
@@ -166,48 +170,73 @@ class SharedVersions(SharedKeyClient, SharedUserRefs, AuthorVersions):
             return True
         return done is not None
 
-    async def _read_version(self, kind: str, of: int) -> int | None:
-        return (await self._read_versions(kind, (of,)))[0]
-
-    async def _read_versions(self, kind: str, of: Sequence[int]) -> list[int | None]:
+    async def _read_versions(self, kind: Kind, of: Sequence[int]) -> list[int | None]:
         found: dict[int, bytes | None] = {}
 
         async def read(node: Node, some: Sequence[int]) -> None:
-            connection = await node.reads()
-            found.update(zip(some, await self._values_on(connection, kind, some), strict=True))
-            if missing := [i for i in some if found[i] is None]:
-                # SET with NX, so that two readers that miss the same key use one version.
-                new_version = random.getrandbits(VERSION_BITS) + 1
-                keys = [key_of(kind, i, connection) for i in missing]
-                making = [command("SET", key, new_version, "NX", "PX", _VERSION_TTLS_MS[kind]) for key in keys]
-                made = await self._replies(connection, making + [command("GET", key) for key in keys])
-                found.update(zip(missing, made[len(keys) :], strict=True))
+            found.update(zip(some, await self._versions_on(await node.reads(), some), strict=True))
 
-        answered = await self._for_each_node(dict.fromkeys(of), read)
-        return [int(version) if answered and (version := found[i]) is not None else None for i in of]
+        keys = [key_of(kind, i) for i in of]
+        answered = await self._for_each_node(dict.fromkeys(keys), read, hash_tag_of)
+        return [int(version) if answered and (version := found[key]) is not None else None for key in keys]
 
-    async def _change_versions(self, kind: str, of: Sequence[int], new_version: int) -> bool:
-        if await self._write_versions(kind, of, new_version):
-            return True
-        self._queue_retry(self._republishers[kind], of)
-        return False
+    async def read_known(self, keys: Collection[int]) -> dict[int, bytes]:
+        """Returns the versions of these version keys as they are stored, without those that are VOLATILE or unknown
+        because Redis does not answer or, for users, has no entry."""
+        found: dict[int, bytes] = {}
 
-    async def _republish(self, kind: str, of: Sequence[int]) -> bool:
+        async def read(node: Node, some: Sequence[int]) -> None:
+            values = await self._versions_on(await node.reads(), some)
+            found.update((key, value) for key, value in zip(some, values, strict=True) if value and value != b"0")
+
+        await self._for_each_node(keys, read, hash_tag_of)
+        return found
+
+    async def _versions_on(self, connection: RedisConnection, keys: Sequence[int]) -> list[bytes | None]:
+        """Returns the values of version keys that are all on the node of `connection`. Writes new versions for those
+        that are missing, except of users. Raises UNAVAILABLE if the node does not answer."""
+        kinds = [split_key(key)[0] for key in keys]
+        names = [redis_key(*split_key(key), connection) for key in keys]
+        values = await self._values_of(names, connection)
+        missing = [at for at, value in enumerate(values) if value is None and kinds[at] in VERSION_TTLS_MS]
+        if missing:
+            # SET with NX, so that two readers that miss the same key use one version.
+            version = random.getrandbits(VERSION_BITS) + 1
+            makes = [command("SET", names[at], version, "NX", "PX", VERSION_TTLS_MS[kinds[at]]) for at in missing]
+            made = await self._replies(connection, makes + [command("GET", names[at]) for at in missing])
+            for at, value in zip(missing, made[len(missing) :], strict=True):
+                values[at] = value
+        return values
+
+    async def _republish(self, keys: Sequence[int]) -> bool:
         # A retry writes another number than the failed attempt: a reader may have cached data under the first number
         # before the latest change.
-        return await self._write_versions(kind, of, random.getrandbits(VERSION_BITS) + 1)
+        return await self._write_versions(keys, random.getrandbits(VERSION_BITS) + 1)
 
-    async def _write_versions(self, kind: str, of: Sequence[int], new_version: int) -> bool:
+    async def _write_versions(self, keys: Sequence[int], new_version: int) -> bool:
         async def change(node: Node, some: Sequence[int]) -> None:
             connection = await node.reads()
-            keys = [key_of(kind, i, connection) for i in some]
-            sets = b"".join(command("SET", key, new_version, "PX", _VERSION_TTLS_MS[kind]) for key in keys)
-            if any(isinstance(reply, ReplyError) for reply in await connection.execute(sets, len(keys))):
+            names = [redis_key(*split_key(key), connection) for key in some]
+            sets = b"".join(
+                command("SET", name, new_version, "PX", VERSION_TTLS_MS[split_key(key)[0]])
+                for key, name in zip(some, names, strict=True)
+            )
+            if any(isinstance(reply, ReplyError) for reply in await connection.execute(sets, len(names))):
                 # Redis rejected a write, for example because it is out of memory. Deletes the stale versions; readers
                 # then write new ones.
-                await self._replies(connection, [command("DEL", key) for key in keys])
+                await self._replies(connection, [command("DEL", name) for name in names])
 
-        return await self._for_each_node(of, change)
+        return await self._for_each_node(keys, change, hash_tag_of)
+
+
+def hash_tag_of(key: int) -> str:
+    """Returns the hash tag of a version key's name, from which a cluster computes its node."""
+    return str(split_key(key)[1])
+
+
+def redis_key(kind: Kind, item_id: int, connection: RedisConnection) -> str:
+    """Returns the name of a version key on the node of `connection`."""
+    return shared_key(REDIS_KINDS[kind], item_id, connection)
 
 
 def _decode_entry(value: bytes | None) -> SharedEntry | None:

@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from services.platform.caching import read_tracking
 from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call
 from services.platform.rpc.interceptors import InterceptedMethod
@@ -126,8 +125,6 @@ class UnaryCall:
         if self._response is not None:
             return self._response
         before = current_call.get()
-        reading = read_tracking.current_read_set()
-        notes = 0 if reading is None else reading.record_count
         target = self._target
         try:
             endpoint, call = target.begin(self._above, self._timeout)
@@ -143,11 +140,6 @@ class UnaryCall:
             raise
         finally:
             current_call.set(before)
-            if reading is not None and (self._response is None or reading.record_count == notes):
-                # If the call failed, its caller may respond without the data of the call. If no keys were recorded, the
-                # servicer does not track its reads. In both cases a cached response would not be invalidated by later
-                # changes.
-                reading.mark_uncacheable()
 
     def __await__(self) -> Generator[Any, None, Message]:
         return self._run().__await__() if self._task is None else self._task.__await__()
@@ -193,7 +185,7 @@ class UnaryCall:
 class StreamCall:
     """A server stream in progress. Iterate it, or call `read` for one message at a time.
 
-    It starts in a task of its own when it is created, and makes the current read set uncacheable.
+    It starts in a task of its own when it is created.
     """
 
     __slots__ = ("_context", "_ended", "_queue", "_target", "_task")
@@ -203,7 +195,6 @@ class StreamCall:
         self._context = _Context()
         self._queue: asyncio.Queue[Any] = asyncio.Queue(STREAM_AHEAD)
         self._ended = False
-        read_tracking.mark_uncacheable()
         self._task = asyncio.get_running_loop().create_task(self._run(request, timeout))
 
     async def _run(self, request: Message, timeout: float | None) -> None:

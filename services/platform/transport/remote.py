@@ -16,7 +16,6 @@ from typing import Any
 
 import grpc
 
-from services.platform.caching import read_tracking
 from services.platform.rpc.context import NEVER, current_call
 from services.platform.rpc.contract import Method, methods
 from services.platform.transport.base import AbstractChannel
@@ -150,10 +149,7 @@ def time_left(method: Method | None, timeout: float | None) -> float | None:
 
 class RoutingChannel(AbstractChannel):
     """Sends the calls to each service in `remote` (channels by service name, such as `tweet`) over its channel, and all
-    other calls over `local`.
-
-    A call over a channel of `remote` makes the current read set uncacheable.
-    """
+    other calls over `local`."""
 
     def __init__(self, local: grpc.aio.Channel, remote: Mapping[str, grpc.aio.Channel]) -> None:
         self._local = local
@@ -163,15 +159,7 @@ class RoutingChannel(AbstractChannel):
         # "/roost.tweet.v1.TweetService/GetTweet": the service name is the second segment of the package.
         channel = self._remote.get(method.split(".")[1], self._local)
         start: Callable[..., Any] = getattr(channel, kind)(method, *args, **kwargs)
-        if channel is self._local:
-            return start
-
-        def begin(*arguments: Any, **options: Any) -> Any:
-            # Another process does not report the keys that it reads, so a response made from them must not be cached.
-            read_tracking.mark_uncacheable()
-            return start(*arguments, **options)
-
-        return begin
+        return start
 
     async def close(self, grace: float | None = None) -> None:
         """Closes the channels of `remote`; `local` stays open. Calls in progress get `grace` seconds to end."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from time import monotonic
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from services.shared.hydration.hydrator import MAX_ROUND_IDS, HydratedTweet, VisibleTweets
+from services.shared.hydration.hydrator import MAX_ROUND_IDS, HydratedTweet
 
 # Maximum number of reads of a stored list for one page, about 1,200 ids. After them, a short page with a cursor is
 # returned, so that many hidden tweets in a row do not delay a call.
@@ -38,20 +38,18 @@ class IdBatch(NamedTuple):
 ReadList: TypeAlias = "Callable[[int, int], Awaitable[Sequence[int] | Mapping[int, int]]]"
 # `hydrate(ids, limit)` returns the first `limit` visible tweets of the ids: `Hydrator.visible` with the reader and the
 # rules of the list.
-Hydrate: TypeAlias = Callable[[Sequence[int], int], Awaitable[VisibleTweets]]
+Hydrate: TypeAlias = Callable[[Sequence[int], int], Awaitable[list[HydratedTweet]]]
 
 
 class FilledPage(NamedTuple):
     """A page of visible tweets. The next page begins after `next_position`; 0 if there is none.
 
     `is_followed` is true if the page is full and another visible tweet follows: `next_position` is then the position of
-    the last tweet of the page. `relation_versions` are the relation versions by which graph filtered the tweets (see
-    VisibleTweets)."""
+    the last tweet of the page."""
 
     tweets: Sequence[HydratedTweet]
     next_position: int
     is_followed: bool
-    relation_versions: Collection[int]
 
 
 class StoredList:
@@ -92,7 +90,6 @@ async def fill_page(
     does not answer.
     """
     tweets: list[HydratedTweet] = []
-    versions: set[int] = set()
     # Collects the positions of all batches, because the last tweet of the page may be from an earlier batch than the
     # visible tweet after it.
     positions: dict[int, int] = {}
@@ -104,12 +101,10 @@ async def fill_page(
         for start in range(0, len(ids), HYDRATED_IDS):
             if start and monotonic() >= deadline:
                 last_id = ids[start - 1]
-                return FilledPage(tweets, positions.get(last_id, last_id), False, versions)
-            found = await hydrate(ids[start : start + HYDRATED_IDS], size + 1 - len(tweets))
-            tweets += found.tweets
-            versions |= found.relation_versions
+                return FilledPage(tweets, positions.get(last_id, last_id), False)
+            tweets += await hydrate(ids[start : start + HYDRATED_IDS], size + 1 - len(tweets))
             if len(tweets) > size:
                 del tweets[size:]
                 last_id = tweets[-1].id
-                return FilledPage(tweets, positions.get(last_id, last_id), True, versions)
-    return FilledPage(tweets, next_position, False, versions)
+                return FilledPage(tweets, positions.get(last_id, last_id), True)
+    return FilledPage(tweets, next_position, False)

@@ -3,7 +3,7 @@ not see."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from services.platform.rpc import context
 from services.shared.celebrity_tiers import CelebritySubscriber
 from services.shared.hydration.fill_page import fill_page
-from services.shared.hydration.hydrator import HydratedTweet, Hydrator, VisibleTweets
+from services.shared.hydration.hydrator import HydratedTweet, Hydrator
 from services.timeline.fanout_rules import HYBRID, PULL, FanoutRules, Source
 from services.timeline.followees import FolloweeCache, FolloweeSet
 from services.timeline.home.builder import HomeBuilder
@@ -68,9 +68,6 @@ class HomePage(NamedTuple):
     bound: int
     label: str
     partial: bool
-    # The relation versions that graph returned while the entries were filtered; more than one if an edge changed
-    # meanwhile. Empty if graph was not called.
-    relation_versions: Collection[int]
 
 
 class HomeReader:
@@ -101,40 +98,25 @@ class HomeReader:
     async def page(self, reader: int, bound: int, served: int, size: int) -> HomePage:
         """Returns up to `size` entries, newest first, whose tweet ids are below `bound` (0: from the newest). `served`
         is the number of entries on the earlier pages; after MAX_ENTRIES in all there is no next page."""
-        known = self._relations.known(reader)
-        if known is not None:
-            # First reads with the cached followees, which are usually current. Hydration calls graph anyway and returns
-            # the relation version, so no other call is needed to check them.
-            page = await self._page(await self.snapshot(reader, known), bound, served, size)
-            # For an empty page hydration does not call graph and returns no version, so the page is read again with the
-            # current followees.
-            if page.relation_versions == {known.version}:
-                return page
-        return await self._page(await self.snapshot(reader), bound, served, size)
-
-    async def _page(self, snapshot: HomeSnapshot, bound: int, served: int, size: int) -> HomePage:
+        snapshot = await self.snapshot(reader)
         wanted = min(size, MAX_ENTRIES - served)
         merge = self.merge(snapshot, bound, size + SPARE)
         page = await fill_page(merge, partial(self.visible, snapshot), wanted, snapshot.until)
         reached = 0 if served + len(page.tweets) >= MAX_ENTRIES else page.next_position
         is_partial = snapshot.partial or merge.partial
-        return HomePage(page.tweets, reached, snapshot.label, is_partial, page.relation_versions)
+        return HomePage(page.tweets, reached, snapshot.label, is_partial)
 
-    async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> VisibleTweets:
+    async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> list[HydratedTweet]:
         """Hydrates the first `limit` of the ids that the home timeline may show to the reader. Pages and explanations
         use no other filter."""
         rules = HomeRules(snapshot.reader, snapshot.relations.followees)
         return await self._hydrator.visible(snapshot.reader, ids, limit, hide_muted=True, rules=rules)
 
-    async def snapshot(self, reader: int, known: FolloweeSet | None = None) -> HomeSnapshot:
+    async def snapshot(self, reader: int) -> HomeSnapshot:
         """Returns what a read of the home timeline starts from: the warm home timeline, one that is built now, or none
-        if all authors are to be pulled.
-
-        `known` are the cached followees, whose version the caller must check afterwards; None reads the current
-        followees.
-        """
+        if all authors are to be pulled."""
         until = _build_wait_deadline()
-        relations = known or await self._relations.current(reader)
+        relations = await self._relations.current(reader)
         everything_pulled = HomeSnapshot(reader, relations, None, {}, PULLED, until)
         if self._rules.mode == PULL or not self._decidable():
             return everything_pulled

@@ -10,7 +10,6 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from services.platform.caching.read_tracking import ChangeTracker
 from services.timeline.store import CAPACITY, TRIM_ABOVE, HomeList, HomeTimelineStore, OpenBuild
 
 
@@ -84,15 +83,11 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._keep = keep
         self._trim_above = trim_above
         self._homes: OrderedDict[int, HomeInBuild | WarmHome] = OrderedDict()
-        # Its keys are user ids. An eviction is a change too: without it a cached response would stay in use although
-        # appends no longer change the home timeline.
-        self._change_tracker = ChangeTracker()
 
     def __len__(self) -> int:
         return len(self._homes)
 
     async def read(self, user_id: int) -> HomeList | None:
-        self._change_tracker.read((user_id,))
         home = self._homes.get(user_id)
         if not isinstance(home, WarmHome):
             return None
@@ -100,7 +95,6 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         return _snapshot(home)
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
-        self._change_tracker.changed((user_id,))
         build = HomeInBuild(user_id, opened_ms, mode, self._keep)
         self._homes[user_id] = build
         self._homes.move_to_end(user_id)
@@ -114,7 +108,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._homes[build.user_id] = home
         self._homes.move_to_end(build.user_id)
         while len(self._homes) > self._capacity:
-            self._change_tracker.changed(self._homes.popitem(last=False)[:1])
+            self._homes.popitem(last=False)
         return _snapshot(home)
 
     async def abandon_build(self, build: OpenBuild) -> None:
@@ -125,23 +119,20 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         homes = self._homes
         counts = []
         for tweet_id, user_ids in entries:
-            accepted = []
+            accepted = 0
             for user_id in user_ids:
                 home = homes.get(user_id)
                 if home is not None:
-                    accepted.append(user_id)
+                    accepted += 1
                     if not home.insert(tweet_id):
                         del homes[user_id]
-            self._change_tracker.changed(accepted)
-            counts.append(len(accepted))
+            counts.append(accepted)
         return counts
 
     async def drop(self, user_id: int) -> None:
-        self._change_tracker.changed((user_id,))
         self._homes.pop(user_id, None)
 
     async def clear(self) -> None:
-        self._change_tracker.changed(self._homes)
         self._homes.clear()
 
     async def close(self) -> None:

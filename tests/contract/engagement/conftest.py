@@ -16,6 +16,7 @@ from services.engagement.store.sqlite.store import SqliteEngagementStore
 from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.sqlite.event_log import EmbeddedLog
+from services.platform.versions import MemoryVersions
 from tests import cluster
 
 
@@ -36,7 +37,7 @@ class Embedded:
     """The embedded backend: needs only a folder."""
 
     async def open(self, folder: Path) -> EngagementStore:
-        return await SqliteEngagementStore.open(folder / "engagement.db")
+        return await SqliteEngagementStore.open(folder / "engagement.db", MemoryVersions())
 
     async def close(self, store: EngagementStore) -> None:
         await store.close()

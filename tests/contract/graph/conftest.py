@@ -15,6 +15,7 @@ from services.graph.store.sqlite.stores import SqliteGraphStores, open_stores
 from services.graph.tier_publisher import TierRule
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import first_id_at, wall_clock_ms
+from services.platform.versions import MemoryVersions
 from tests.cluster import backend as family_of_run
 
 THRESHOLD = 5
@@ -54,7 +55,7 @@ class EmbeddedBackend:
     """Opens SQLite stores."""
 
     async def open(self, folder: Path, threshold: int = THRESHOLD) -> GraphStores:
-        return await open_stores(folder / "graph.db", TierRule(threshold))
+        return await open_stores(folder / "graph.db", TierRule(threshold), MemoryVersions())
 
     async def close(self, stores: GraphStores) -> None:
         await stores.close()

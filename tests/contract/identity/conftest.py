@@ -11,6 +11,7 @@ import pytest
 from services.identity.store import IdentityStores
 from services.identity.store.sqlite import stores as sqlite
 from services.platform.sqlite.event_log import EmbeddedLog
+from services.platform.versions import MemoryVersions
 from tests.cluster import Namespace
 
 
@@ -20,7 +21,7 @@ async def stores(
 ) -> AsyncIterator[IdentityStores]:
     """An empty stores."""
     if request.config.getoption("--backend") == "embedded":
-        embedded = await sqlite.open_stores(tmp_path / "identity.db")
+        embedded = await sqlite.open_stores(tmp_path / "identity.db", MemoryVersions())
         yield embedded
         await embedded.close()
         return

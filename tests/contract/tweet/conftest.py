@@ -18,6 +18,7 @@ from services.platform.config import Settings
 from services.platform.events.log import Record
 from services.platform.rpc.errors import RoostError
 from services.platform.sqlite.event_log import EmbeddedLog
+from services.platform.versions import MemoryVersions
 from services.tweet.store import Claim, TweetStores
 from services.tweet.store.sqlite.stores import SqliteTweetStores, open_stores
 from tests.cluster import backend as namespaces
@@ -50,7 +51,7 @@ class Embedded:
     EXAMPLES: ClassVar = {SHORT: 30, LONG: 100}
 
     async def open(self, folder: Path, place: Path | None = None) -> TweetStores:
-        return await open_stores(folder / "tweet.db")
+        return await open_stores(folder / "tweet.db", MemoryVersions())
 
     async def published(self, stores: TweetStores) -> list[Record]:
         assert isinstance(stores, SqliteTweetStores)

@@ -61,7 +61,7 @@ async def test_read_caused_by_event_sees_change(opened: Opened, other: Opened, m
     await opened.post(1, ANN)
     await other.stores.tweets.batch_get([1], 0)
     read: list[asyncio.Task[Any]] = []
-    outbox, change_tweets = writer.tweets._writer._outbox, writer.tweets._writer._shared.change_tweets
+    outbox, change = writer.tweets._writer._outbox, writer.tweets._writer._shared.change
     publish = outbox.publish
 
     def published(records: Any) -> None:
@@ -72,10 +72,10 @@ async def test_read_caused_by_event_sees_change(opened: Opened, other: Opened, m
         # A read that an earlier publish started would end before this change.
         await run_ready_tasks()
         await asyncio.gather(*read)
-        return bool(await change_tweets(*values))
+        return bool(await change(*values))
 
     monkeypatch.setattr(outbox, "publish", published)
-    monkeypatch.setattr(writer.tweets._writer._shared, "change_tweets", change_late)
+    monkeypatch.setattr(writer.tweets._writer._shared, "change", change_late)
     await opened.delete(1)
     assert [core.head.deleted for core in (await read[0]).cores] == [True]
 

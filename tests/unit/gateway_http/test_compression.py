@@ -9,7 +9,6 @@ from roost.identity.v1 import auth_service_pb2
 from roost.tweet.v1 import tweet_pb2
 
 from gateway_http.compression import MIN_BYTES, accepts_gzip
-from gateway_http.request import Response
 from tests.unit.gateway_http.conftest import Client
 
 LONG = "a tweet of many words " * 200
@@ -111,11 +110,3 @@ async def test_connect_compresses_only_reads(client: Client) -> None:
     assert LONG.encode() in gzip.decompress(binary.body)
     assert "content-encoding" not in written.headers
     assert len(written.body) > MIN_BYTES
-
-
-def test_cached_response_is_compressed_once() -> None:
-    response = Response(200, (), b"a" * 2000, compressible=True)
-    assert response.gzipped() is response.gzipped()
-    assert gzip.decompress(response.gzipped()) == b"a" * 2000
-    incompressible = Response(200, (), bytes(range(256)), compressible=True)
-    assert incompressible.gzipped() is not incompressible.gzipped()

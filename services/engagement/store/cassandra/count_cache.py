@@ -8,11 +8,15 @@ the write cannot be stored after the write. While Redis is unavailable, no count
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from random import getrandbits
 
 from services.platform.redis.client import Redis
 from services.platform.redis.connection import command
 from services.platform.redis.node_pool import Node
 from services.platform.redis.shared_keys import SharedKeyClient, key_of
+from services.platform.redis.shared_versions import VERSION_BITS, VOLATILE, SharedVersions
+from services.platform.versions import Kind
+from services.platform.versions import key_of as version_key
 
 # TTL of a count in milliseconds. It limits the time for which a cached count is wrong if a writer died before it marked
 # the count as changed.
@@ -34,8 +38,9 @@ class CachedCounts(SharedKeyClient):
     """Caches frames in Redis by tweet id. A frame is the counts of one tweet as a serialized BatchGetCountsResponse,
     empty if the tweet has no likes and bookmarks. `monotonic` returns seconds."""
 
-    def __init__(self, redis: Redis, monotonic: Callable[[], float]) -> None:
+    def __init__(self, redis: Redis, shared: SharedVersions, monotonic: Callable[[], float]) -> None:
         super().__init__(redis, "shared-counts")
+        self._shared = shared
         self._monotonic = monotonic
 
     def now(self) -> float:
@@ -67,12 +72,22 @@ class CachedCounts(SharedKeyClient):
 
         await self._for_each_node(frames, fill)
 
-    async def changed(self, tweet_ids: Iterable[int]) -> None:
-        """Marks the counts of these tweets as changed. Call this method after the rows are written. If Redis does not
-        accept a mark, a background task retries until Redis accepts it."""
+    async def changed(self, tweet_ids: Iterable[int], user_ids: Iterable[int]) -> None:
+        """Marks the counts of these tweets as changed, and publishes new versions of them and of the reactions of these
+        users. Call this method after the rows are written. If Redis does not accept a marker or a version, a background
+        task retries until Redis does."""
         ids = list(dict.fromkeys(tweet_ids))
         if not await self._publish_changed(ids):
             self._queue_retry(self._publish_changed, ids)
+        # After the markers, so that nobody caches an earlier count under a new version.
+        keys = [version_key(Kind.REACTION_COUNTS, i) for i in ids]
+        keys += [version_key(Kind.REACTIONS, user_id) for user_id in dict.fromkeys(user_ids)]
+        await self._shared.change(keys, getrandbits(VERSION_BITS) + 1)
+
+    async def recounted(self, tweet_ids: Iterable[int]) -> None:
+        """Makes the versions of these tweets' counts VOLATILE: a sharded count changes without a marker, and its entry
+        here may be SHARDED_COUNT_TTL_MS old."""
+        await self._shared.change([version_key(Kind.REACTION_COUNTS, i) for i in dict.fromkeys(tweet_ids)], VOLATILE)
 
     async def _publish_changed(self, ids: Sequence[int]) -> bool:
         async def change(node: Node, some: Sequence[int]) -> None:

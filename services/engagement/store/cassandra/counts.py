@@ -17,6 +17,7 @@ from roost.engagement.v1 import engagement_service_pb2 as pb
 
 from services.engagement.store import ReactionKind
 from services.engagement.store.cassandra import schema
+from services.engagement.store.cassandra.count_cache import CachedCounts
 from services.platform.cassandra.keyspace import Keyspace, Row
 
 # Maximum number of tweet ids per statement; more ids are read by several statements. Each tweet has at most 2 × 64 rows
@@ -42,8 +43,9 @@ NO_REACTIONS = ReactionCount(0)
 class ReactionCounter:
     """Counts reactions. `clock` returns Unix seconds; it orders concurrent counts of one bucket."""
 
-    def __init__(self, keyspace: Keyspace, clock: Callable[[], float]) -> None:
+    def __init__(self, keyspace: Keyspace, count_cache: CachedCounts, clock: Callable[[], float]) -> None:
         self._keyspace = keyspace
+        self._count_cache = count_cache
         self._clock = clock
 
     async def recount_likes(self, changed: Iterable[tuple[int, int]]) -> int:
@@ -62,10 +64,12 @@ class ReactionCounter:
     async def recount(self, buckets: Iterable[tuple[int, int, int]]) -> None:
         """Counts the reactions in each bucket, given as (tweet id, kind, bucket), and stores the totals. If two
         processes count one bucket concurrently, the total of the count that began later remains."""
-        for tweet_id, number, bucket in buckets:
+        changed = list(buckets)
+        for tweet_id, number, bucket in changed:
             began = int(self._clock() * 1_000_000)
             ((total,),) = await self._keyspace.read(schema.COUNTED, tweet_id, bucket, number)
             await self._keyspace.write(schema.PUT_TOTAL, tweet_id, number, bucket, total, began)
+        await self._count_cache.recounted(tweet_id for tweet_id, _, _ in changed)
 
     async def count_after_change(self, tweet_id: int, number: int) -> int:
         """Returns the number of reactions of a kind to the tweet; called after a change. If the first bucket has

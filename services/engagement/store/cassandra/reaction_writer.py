@@ -64,7 +64,7 @@ class ReactionWriter:
                 held, _, bucket = await self._read_reaction(*key)
                 if held is not None:
                     # An earlier call that changed this reaction may have failed before it wrote the copies.
-                    await self.copies.write(Reaction(*key, held, bucket).copies(), [tweet_id])
+                    await self.copies.write(Reaction(*key, held, bucket).copies(), [tweet_id], [user_id])
                     return False
                 bucket = await self._bucket(tweet_id, schema.NUMBERS[kind], user_id)
                 reaction = Reaction(*key, reaction_id, bucket)
@@ -94,7 +94,7 @@ class ReactionWriter:
                 if held is None:
                     if gone is not None:
                         # An earlier call that changed this reaction may have failed before it wrote the copies.
-                        await self.copies.write(Reaction(*key, gone, bucket).drops(), [tweet_id])
+                        await self.copies.write(Reaction(*key, gone, bucket).drops(), [tweet_id], [user_id])
                     return False
                 reaction = Reaction(*key, held, bucket)
                 values = (held, *key, held)
@@ -128,7 +128,7 @@ class ReactionWriter:
         If the reaction's copy by tweet is in a sharded bucket and there is no event, also counts the reactions of the
         bucket again.
         """
-        await self.copies.write(steps, [reaction.tweet_id])
+        await self.copies.write(steps, [reaction.tweet_id], [reaction.user_id])
         if reaction.bucket != schema.FIRST_BUCKET and not events:
             # If there is an event, its consumer counts the bucket again (`ReactionCounter.recount_likes`).
             await self._counter.recount([(reaction.tweet_id, reaction.kind, reaction.bucket)])

@@ -55,12 +55,12 @@ class ReactionCopies:
         self._keyspace = keyspace
         self._cached_counts = cached_counts
 
-    async def write(self, steps: Iterable[Statement], tweet_ids: Iterable[int]) -> None:
-        """Executes `steps`, statements that insert or delete copies of reactions to these tweets. Raises UNAVAILABLE,
+    async def write(self, steps: Iterable[Statement], tweet_ids: Iterable[int], user_ids: Iterable[int]) -> None:
+        """Executes `steps`, statements that insert or delete copies of reactions of these users to these tweets. Raises UNAVAILABLE,
         DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the store cannot answer; then some of the statements may have been
         applied."""
         await self._keyspace.write_each(steps)
-        await self._cached_counts.changed(tweet_ids)
+        await self._cached_counts.changed(tweet_ids, user_ids)
 
 
 class CommittedReactions:
@@ -82,7 +82,7 @@ class CommittedReactions:
                 steps += Reaction(*like, reaction_id, bucket).copies()
             else:
                 steps += Reaction(*like, gone, bucket).drops()
-        await self._copies.write(steps, {note[3] for note in notes.values()})
+        await self._copies.write(steps, {note[3] for note in notes.values()}, {user_id for user_id, _ in notes})
         return [record for record in records if (record.key, record.event_id) in notes]
 
     async def find_notes(self, records: Sequence[Record]) -> Mapping[tuple[int, int], Row]:

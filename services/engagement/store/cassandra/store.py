@@ -21,6 +21,7 @@ from services.platform.cassandra.keyspace import Keyspace, Statement
 from services.platform.detached import run_to_completion
 from services.platform.events.log import EventLog, Record
 from services.platform.redis.client import Redis
+from services.platform.redis.shared_versions import SharedVersions
 
 if TYPE_CHECKING:
     from services.platform.backends.cluster import ClusterBackends
@@ -38,10 +39,17 @@ class CassandraEngagementStore:
     processes that died.
     """
 
-    def __init__(self, keyspace: Keyspace, redis: Redis, log: EventLog, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        keyspace: Keyspace,
+        redis: Redis,
+        shared: SharedVersions,
+        log: EventLog,
+        clock: Callable[[], float],
+    ) -> None:
         self.keyspace = keyspace
-        self.counter = ReactionCounter(keyspace, clock)
-        self._count_cache = CachedCounts(redis, time.monotonic)
+        self._count_cache = CachedCounts(redis, shared, time.monotonic)
+        self.counter = ReactionCounter(keyspace, self._count_cache, clock)
         self.writer = ReactionWriter(keyspace, self._count_cache, self.counter, log, clock)
         self.outbox = self.writer.outbox
         # Keys are (tweet id, user id, is like). Identical concurrent calls share one result.
@@ -52,9 +60,8 @@ class CassandraEngagementStore:
         """Opens the keyspace and applies its migrations. `clock` returns Unix seconds. Raises UNAVAILABLE if Cassandra
         does not answer, and FAILED_PRECONDITION if a newer release migrated the keyspace or migrations are missing and
         `migrate_at_start` is off."""
-        return cls(
-            await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE]), cluster.redis, log, clock
-        )
+        keyspace = await cluster.keyspace(schema.KEYSPACE, schema.KEYSPACES[schema.KEYSPACE])
+        return cls(keyspace, cluster.redis, cluster.shared, log, clock)
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
         """Implements `EngagementStore.like`. The returned number is exact up to SHARD_FROM likes; a greater number is
@@ -133,7 +140,7 @@ class CassandraEngagementStore:
                 steps = [(schema.COPY_BY_TWEET, (*row, user_id, at_us)) for row in rows]
             else:
                 steps = [(schema.DROP_BY_TWEET, (at_us, *row)) for row in rows]
-            await self.writer.copies.write(steps, [entry.id for entry in page])
+            await self.writer.copies.write(steps, [entry.id for entry in page], [user_id])
             below = page[-1].reaction_id
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -19,12 +20,12 @@ from services.engagement.store.sqlite.cache import (
     ReactedIds,
     ReactionCache,
 )
-from services.platform.caching.read_tracking import ChangeTracker
-from services.platform.detached import run_to_completion
 from services.platform.events.log import Record
 from services.platform.sqlite import outbox
 from services.platform.sqlite.absences import ABSENCES_SCHEMA, decide, is_absent
 from services.platform.sqlite.database import Database
+from services.platform.sqlite.versioned_writes import VersionedWrites
+from services.platform.versions import Kind, MemoryVersions, key_of
 
 # Every like has a row in two tables, one by user and one by tweet. `place` is the reaction id. An undone like is
 # deleted.
@@ -99,11 +100,28 @@ _NO_BOUND = (1 << 63) - 1
 
 
 class _Outcome(NamedTuple):
-    """Whether a write changed anything, and the tweet's counts after the write."""
+    """Whether a write of the user's reaction to the tweet changed anything, and the tweet's counts after it."""
 
+    tweet_id: int
+    user_id: int
     changed: bool
     likes: int
     bookmarks: int
+
+    def version_keys(self) -> tuple[int, ...]:
+        """Implements Change."""
+        keys = key_of(Kind.REACTION_COUNTS, self.tweet_id), key_of(Kind.REACTIONS, self.user_id)
+        return keys if self.changed else ()
+
+
+class _Recounted(NamedTuple):
+    """Rows of (tweet id, likes, bookmarks) of the tweets whose counts a transaction changed."""
+
+    rows: Sequence[tuple[int, int, int]]
+
+    def version_keys(self) -> list[int]:
+        """Implements Change."""
+        return [key_of(Kind.REACTION_COUNTS, tweet_id) for tweet_id, _, _ in self.rows]
 
 
 class SqliteEngagementStore:
@@ -113,18 +131,17 @@ class SqliteEngagementStore:
     cancelled. The tasks run in the order of the commits, so the caches hold the counts of the last commit.
     """
 
-    def __init__(self, db: Database, counts: CountCache) -> None:
+    def __init__(self, db: Database, versions: MemoryVersions, counts: CountCache) -> None:
         self.db = db
+        self._writes = VersionedWrites(db, versions, Kind.REACTION_COUNTS, Kind.REACTIONS)
         self._counts = counts
         self._reactions = ReactionCache()
-        # Tracks changes by tweet id, because a reaction changes the tweet's counts and the viewer state of the user.
-        self._revisions = ChangeTracker()
         # Number of committed writes. A read caches its result only if this number did not change during the read;
         # otherwise the result may be older than a write.
         self._writes_committed = 0
 
     @classmethod
-    async def open(cls, path: Path) -> Self:
+    async def open(cls, path: Path, versions: MemoryVersions) -> Self:
         """Opens or creates the database file. Raises FAILED_PRECONDITION if another process owns the file, if the file
         cannot be opened as a database, or if a newer release migrated it."""
         db = await Database.open(path, MIGRATIONS)
@@ -135,18 +152,18 @@ class SqliteEngagementStore:
             await db.close()
             raise
         floor = rows[-1][0] if len(rows) == NEWEST_COUNTS else 0
-        return cls(db, CountCache([(row[0], _frame(*row)) for row in reversed(rows)], floor))
+        return cls(db, versions, CountCache([(row[0], _frame(*row)) for row in reversed(rows)], floor))
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
         def transaction(connection: sqlite3.Connection) -> _Outcome:
             if not connection.execute(_ADD_LIKE, (user_id, tweet_id, event.event_id)).rowcount:
-                return _unchanged(connection, tweet_id)
+                return _unchanged(connection, tweet_id, user_id)
             connection.execute(_ADD_LIKER, (tweet_id, event.event_id, user_id))
             outbox.enqueue(connection, (event,))
             if is_absent(connection, user_id):
                 connection.execute(_UNCOUNT, (user_id, tweet_id))
-                return _Outcome(True, *_unchanged(connection, tweet_id)[1:])
-            return _Outcome(True, *connection.execute(_COUNT_UP, (tweet_id, 1, 0)).fetchone())
+                return _unchanged(connection, tweet_id, user_id)._replace(changed=True)
+            return _Outcome(tweet_id, user_id, True, *connection.execute(_COUNT_UP, (tweet_id, 1, 0)).fetchone())
 
         return (await self._write(transaction, ReactionKind.LIKE, tweet_id, user_id, present=True)).likes
 
@@ -154,28 +171,28 @@ class SqliteEngagementStore:
         def transaction(connection: sqlite3.Connection) -> _Outcome:
             rows = connection.execute(_DROP_LIKE, (user_id, tweet_id)).fetchall()
             if not rows:
-                return _unchanged(connection, tweet_id)
+                return _unchanged(connection, tweet_id, user_id)
             connection.execute(_DROP_LIKER, (tweet_id, rows[0][0]))
             outbox.enqueue(connection, (event,))
             if connection.execute(_RECOUNT, (user_id, tweet_id)).rowcount:
-                return _Outcome(True, *_unchanged(connection, tweet_id)[1:])
-            return _Outcome(True, *connection.execute(_COUNT_DOWN, (1, 0, tweet_id)).fetchone())
+                return _unchanged(connection, tweet_id, user_id)._replace(changed=True)
+            return _Outcome(tweet_id, user_id, True, *connection.execute(_COUNT_DOWN, (1, 0, tweet_id)).fetchone())
 
         return (await self._write(transaction, ReactionKind.LIKE, tweet_id, user_id, present=False)).likes
 
     async def bookmark(self, tweet_id: int, user_id: int, reaction_id: int) -> bool:
         def transaction(connection: sqlite3.Connection) -> _Outcome:
             if not connection.execute(_ADD_BOOKMARK, (user_id, tweet_id, reaction_id)).rowcount:
-                return _unchanged(connection, tweet_id)
-            return _Outcome(True, *connection.execute(_COUNT_UP, (tweet_id, 0, 1)).fetchone())
+                return _unchanged(connection, tweet_id, user_id)
+            return _Outcome(tweet_id, user_id, True, *connection.execute(_COUNT_UP, (tweet_id, 0, 1)).fetchone())
 
         return (await self._write(transaction, ReactionKind.BOOKMARK, tweet_id, user_id, present=True)).changed
 
     async def unbookmark(self, tweet_id: int, user_id: int) -> bool:
         def transaction(connection: sqlite3.Connection) -> _Outcome:
             if not connection.execute(_DROP_BOOKMARK, (user_id, tweet_id)).rowcount:
-                return _unchanged(connection, tweet_id)
-            return _Outcome(True, *connection.execute(_COUNT_DOWN, (0, 1, tweet_id)).fetchone())
+                return _unchanged(connection, tweet_id, user_id)
+            return _Outcome(tweet_id, user_id, True, *connection.execute(_COUNT_DOWN, (0, 1, tweet_id)).fetchone())
 
         return (await self._write(transaction, ReactionKind.BOOKMARK, tweet_id, user_id, present=False)).changed
 
@@ -187,16 +204,13 @@ class SqliteEngagementStore:
         user_id: int,
         present: bool,
     ) -> _Outcome:
-        async def run() -> _Outcome:
-            outcome = await self.db.write(transaction)
+        def apply(outcome: _Outcome) -> None:
             if outcome.changed:
                 self._writes_committed += 1
                 self._counts.put(tweet_id, _frame(tweet_id, outcome.likes, outcome.bookmarks))
                 self._reactions.change(user_id, kind, tweet_id, present)
-                self._revisions.changed((tweet_id,))
-            return outcome
 
-        return await run_to_completion(run())
+        return await self._writes.write(transaction, apply)
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         # The absence is stored first: later likes check it, and the loop below recounts the earlier likes.
@@ -204,15 +218,14 @@ class SqliteEngagementStore:
             return
         below = 0
         while page := await self.list_tweets(ReactionKind.LIKE, user_id, below, ABSENCE_STEP):
-            await run_to_completion(self._uncount(user_id, [entry.id for entry in page], absent))
+            recount = partial(_recount, user_id=user_id, tweet_ids=[entry.id for entry in page], absent=absent)
+            await self._writes.write(recount, self._put_counts)
             below = page[-1].reaction_id
 
-    async def _uncount(self, user_id: int, tweet_ids: Sequence[int], absent: bool) -> None:
-        changed = await self.db.write(lambda c: _uncount(c, user_id, tweet_ids, absent))
+    def _put_counts(self, recounted: _Recounted) -> None:
         self._writes_committed += 1
-        for tweet_id, likes, bookmarks in changed:
+        for tweet_id, likes, bookmarks in recounted.rows:
             self._counts.put(tweet_id, _frame(tweet_id, likes, bookmarks))
-        self._revisions.changed([tweet_id for tweet_id, _, _ in changed])
 
     async def list_likers(self, tweet_id: int, below: int, limit: int) -> list[ReactionEntry]:
         values = (tweet_id, below or _NO_BOUND, limit)
@@ -223,7 +236,6 @@ class SqliteEngagementStore:
         return await self.db.read(lambda c: [ReactionEntry(*row) for row in c.execute(_TWEETS[kind], values)])
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
-        self._revisions.read(ids)
         frames = self._counts.frames(ids)
         if None in frames:
             missing = [tweet_id for tweet_id, frame in zip(ids, frames, strict=True) if frame is None]
@@ -241,7 +253,6 @@ class SqliteEngagementStore:
         return loaded
 
     async def batch_get_viewer_states(self, user_id: int, ids: Sequence[int]) -> pb.BatchGetViewerStatesResponse:
-        self._revisions.read(ids)
         reacted = self._reactions.get(user_id) if user_id in self._reactions else await self._load_reactions(user_id)
         if reacted is None:
             likes, bookmarks = await self._reacted_among(user_id, ids)
@@ -279,11 +290,8 @@ class SqliteEngagementStore:
         await self.db.close()
 
 
-def _uncount(
-    connection: sqlite3.Connection, user_id: int, tweet_ids: Sequence[int], absent: bool
-) -> list[tuple[int, int, int]]:
-    """Excludes the user's likes of these tweets from the counts (`absent`), or includes these likes again. Returns
-    (tweet id, likes, bookmarks) of each tweet whose counts changed."""
+def _recount(connection: sqlite3.Connection, user_id: int, tweet_ids: Sequence[int], absent: bool) -> _Recounted:
+    """Excludes the user's likes of these tweets from the counts (`absent`), or includes these likes again."""
     changed = []
     for tweet_id in tweet_ids:
         # The like may have been undone since it was listed.
@@ -292,11 +300,11 @@ def _uncount(
         if connection.execute(_UNCOUNT if absent else _RECOUNT, (user_id, tweet_id)).rowcount:
             statement, values = (_COUNT_DOWN, (1, 0, tweet_id)) if absent else (_COUNT_UP, (tweet_id, 1, 0))
             changed.append((tweet_id, *connection.execute(statement, values).fetchone()))
-    return changed
+    return _Recounted(changed)
 
 
-def _unchanged(connection: sqlite3.Connection, tweet_id: int) -> _Outcome:
-    return _Outcome(False, *(connection.execute(_COUNTS, (tweet_id,)).fetchone() or (0, 0)))
+def _unchanged(connection: sqlite3.Connection, tweet_id: int, user_id: int) -> _Outcome:
+    return _Outcome(tweet_id, user_id, False, *(connection.execute(_COUNTS, (tweet_id,)).fetchone() or (0, 0)))
 
 
 def _frame(tweet_id: int, likes: int, bookmarks: int) -> bytes:

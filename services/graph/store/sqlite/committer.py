@@ -4,24 +4,39 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store import TierHook
 from services.graph.store.sqlite.visibility_cache import SqliteVisibilityCache
-from services.platform.detached import run_to_completion
 from services.platform.sqlite.database import Database
+from services.platform.sqlite.versioned_writes import VersionedWrites
+from services.platform.versions import Kind, MemoryVersions, key_of
 
 T = TypeVar("T")
 
 
+class GraphChange(NamedTuple, Generic[T]):
+    """The result of a transaction, the tiers that it changed, the users whose edges it changed (`readers`), and the users
+    whose blocks it changed (`blockers`)."""
+
+    result: T
+    tiers: Sequence[pb.TierEntry]
+    readers: Sequence[int]
+    blockers: Sequence[int]
+
+    def version_keys(self) -> list[int]:
+        """Implements Change."""
+        return [key_of(Kind.RELATIONS, user_id) for user_id in self.readers]
+
+
 class Committer:
     """Commits transactions to one database. After each transaction it drops the entries of `visibility_cache` that the
-    transaction made outdated, then calls the tier hooks with the changed tiers."""
+    transaction made outdated, calls the tier hooks with the changed tiers, and changes the versions of relations."""
 
-    def __init__(self, db: Database, visibility_cache: SqliteVisibilityCache) -> None:
-        self._db = db
+    def __init__(self, db: Database, versions: MemoryVersions, visibility_cache: SqliteVisibilityCache) -> None:
+        self._writes = VersionedWrites(db, versions, Kind.RELATIONS)
         self._visibility_cache = visibility_cache
         self._hooks: list[TierHook] = []
 
@@ -29,26 +44,12 @@ class Committer:
         """Registers `hook`, which `commit` calls with the tiers that its transaction changed."""
         self._hooks.append(hook)
 
-    async def commit(
-        self,
-        unit: Callable[[sqlite3.Connection], tuple[T, list[pb.TierEntry]]],
-        readers: Sequence[int] = (),
-        blockers: Sequence[int] = (),
-    ) -> T:
-        """Runs the transaction `unit`, then invalidates the cache and calls the tier hooks, even if the caller is
-        cancelled. `unit` returns the result of this method and the changed tiers.
+    async def commit(self, transaction: Callable[[sqlite3.Connection], GraphChange[T]]) -> T:
+        """Runs the transaction and returns its result, after the caches, hooks and versions have followed it."""
+        return (await self._writes.write(transaction, self._apply)).result
 
-        `readers` are the users whose edges the transaction changes, `blockers` the users whose blocks it changes.
-        """
-
-        async def run() -> T:
-            try:
-                result, tiers = await self._db.write(unit)
-            finally:
-                self._visibility_cache.invalidate(readers, blockers)
-            if tiers:
-                for hook in self._hooks:
-                    hook(tiers)
-            return result
-
-        return await run_to_completion(run())
+    def _apply(self, change: GraphChange[Any]) -> None:
+        self._visibility_cache.invalidate(change.readers, change.blockers)
+        if change.tiers:
+            for hook in self._hooks:
+                hook(change.tiers)

@@ -9,7 +9,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.events import WriteStamp
 from services.graph.store import Outcome
-from services.graph.store.sqlite.committer import Committer
+from services.graph.store.sqlite.committer import Committer, GraphChange
 from services.graph.store.sqlite.transactions import WriteTransaction, relationship_of
 from services.graph.tier_publisher import TierRule
 from services.platform.sqlite.database import Database
@@ -48,12 +48,14 @@ class SqliteEdgeStore:
     async def _write(
         self, action: Callable[[WriteTransaction, int, int], bool], source: int, target: int, change: WriteStamp
     ) -> Outcome:
-        def unit(c: sqlite3.Connection) -> tuple[Outcome, list[pb.TierEntry]]:
+        blockers = (source,) if action in (WriteTransaction.block, WriteTransaction.unblock) else ()
+        readers = (source,) if action in (WriteTransaction.mute, WriteTransaction.unmute) else (source, target)
+
+        def transaction(c: sqlite3.Connection) -> GraphChange[Outcome]:
             write = WriteTransaction(c, change, self._rule)
             changed = action(write, source, target)
             write.finish()
-            return Outcome(relationship_of(c, source, target), changed), write.tiers
+            outcome = Outcome(relationship_of(c, source, target), changed)
+            return GraphChange(outcome, write.tiers, readers if changed else (), blockers if changed else ())
 
-        blockers = (source,) if action in (WriteTransaction.block, WriteTransaction.unblock) else ()
-        readers = (source,) if action in (WriteTransaction.mute, WriteTransaction.unmute) else (source, target)
-        return await self._committer.commit(unit, readers, blockers)
+        return await self._committer.commit(transaction)

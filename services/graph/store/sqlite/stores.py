@@ -15,6 +15,7 @@ from services.graph.store.sqlite.tiers import SqliteTierStore
 from services.graph.store.sqlite.visibility_cache import SqliteVisibilityCache
 from services.graph.tier_publisher import TierRule
 from services.platform.sqlite.database import Database
+from services.platform.versions import MemoryVersions
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +25,16 @@ class SqliteGraphStores(GraphStores):
     db: Database
 
 
-async def open_stores(path: Path, rule: TierRule) -> SqliteGraphStores:
+async def open_stores(path: Path, rule: TierRule, versions: MemoryVersions) -> SqliteGraphStores:
     """Opens the file, or creates it. Raises FAILED_PRECONDITION if another process owns the file, if the file cannot be
     opened as a database, or if a newer release migrated it."""
-    return stores_on(await Database.open(path, sql.MIGRATIONS), rule)
+    return stores_on(await Database.open(path, sql.MIGRATIONS), rule, versions)
 
 
-def stores_on(db: Database, rule: TierRule) -> SqliteGraphStores:
+def stores_on(db: Database, rule: TierRule, versions: MemoryVersions) -> SqliteGraphStores:
     """Returns the stores of an open database."""
     visibility = SqliteVisibilityCache(db)
-    committer = Committer(db, visibility)
+    committer = Committer(db, versions, visibility)
     lists = SqliteEdgeLists(db)
     return SqliteGraphStores(
         edges=SqliteEdgeStore(db, committer, rule),

@@ -16,7 +16,6 @@ from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store.sqlite import schema as sql
-from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.sqlite.database import Database
 
 # Maximum number of ids in the cached edges of all readers; beyond it, the least recently used reader is dropped. An id
@@ -75,13 +74,10 @@ class SqliteVisibilityCache:
         self._blocks: LRUCache[int, frozenset[int] | None] = LRUCache(MAX_BLOCKED_IDS, _blocks_weight)
         self._known_non_blockers: set[int] = set()
         self._loads: list[_PendingLoad] = []
-        # Tracks changes by reader. A block or unblock is a change of both users.
-        self._change_tracker = ChangeTracker()
 
     def invalidate(self, readers: Collection[int], blockers: Collection[int] = ()) -> None:
         """Drops the cached edges of each user in `readers` and the cached blocks of each user in `blockers`. Also
         prevents loads in progress from caching rows of these users."""
-        self._change_tracker.changed(readers)
         for user_id in readers:
             self._reader_edges.pop(user_id, None)
         for user_id in blockers:
@@ -96,7 +92,6 @@ class SqliteVisibilityCache:
         """Builds the response from cached edges and reads all other edges from SQLite. The lists in the response are
         copies, so the caller may change them."""
         reader_id, authors = request.user_id, set(request.candidate_ids)
-        self._change_tracker.read((reader_id,))
         own = self._reader_edges.get(reader_id)
         if own is None:
             # Own edges and blocks are read in one snapshot: cached blocks might be older than the version read now, and

@@ -13,6 +13,7 @@ from services.identity.store.sqlite.credentials import SqliteCredentialStore
 from services.identity.store.sqlite.service_secrets import FileSecretStore
 from services.identity.store.sqlite.sessions import SqliteSessionStore
 from services.platform.sqlite.database import Database
+from services.platform.versions import MemoryVersions
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,13 @@ class SqliteIdentityStores(IdentityStores):
     db: Database
 
 
-async def open_stores(path: Path, max_cached: int = MAX_CACHED) -> SqliteIdentityStores:
+async def open_stores(path: Path, versions: MemoryVersions, max_cached: int = MAX_CACHED) -> SqliteIdentityStores:
     """Opens or creates the database file; the secrets are stored in the folder `keys` beside the file. Raises
     FAILED_PRECONDITION if another process owns the file, if the file cannot be opened as a database, or if a newer
     release migrated it. `max_cached` is the maximum number of accounts in the cache."""
     db = await Database.open(path, schema.MIGRATIONS)
     return SqliteIdentityStores(
-        accounts=SqliteAccountStore(db, AccountCache(db, max_cached)),
+        accounts=SqliteAccountStore(db, AccountCache(db, versions, max_cached)),
         credentials=SqliteCredentialStore(db),
         sessions=SqliteSessionStore(db),
         secrets=FileSecretStore(db, path.with_name("keys")),

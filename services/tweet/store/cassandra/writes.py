@@ -23,6 +23,7 @@ from services.platform.events.log import Record
 from services.platform.redis.shared_versions import SharedVersions
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
+from services.platform.versions import Kind, key_of
 from services.shared.tweet_access import no_such_tweet
 from services.tweet.store import Claim
 from services.tweet.store.cassandra import schema as cql
@@ -79,26 +80,25 @@ class BatchWriter:
         self._outbox.publish((event,))
 
     async def publish_tweet_change(self, head: tweet_pb2.TweetHead) -> bool:
-        """Changes the versions of the tweet, of the tweets to which it refers, and of its author. Returns False if
-        Redis did not accept all of them."""
-        return await self.publish_versions((head.id, *(tweet_id for tweet_id, _ in links(head))), (head.author_id,))
+        """Changes the versions of the tweet and its state, of the tweets to which it refers, and of its author. Returns
+        False if Redis did not accept all of them."""
+        tweet_ids = (head.id, *(tweet_id for tweet_id, _ in links(head)))
+        return await self.publish_versions(tweet_ids, (head.author_id,), states=(head.id,))
 
     async def publish_versions(
-        self, tweet_ids: Sequence[int], author_ids: Sequence[int] = (), threads: Sequence[int] = ()
+        self,
+        tweet_ids: Sequence[int],
+        author_ids: Sequence[int] = (),
+        threads: Sequence[int] = (),
+        states: Sequence[int] = (),
     ) -> bool:
-        """Changes the versions of tweets (content and counts), authors (lists and counts) and conversations (`threads`,
-        the tree of replies) after a committed write. Returns False if Redis did not accept all of them. Other processes
-        then use older cached values until these expire, or until the consumer of the event changes the versions
-        again."""
-        new_version = random.getrandbits(FRESH_BITS) + 1
-        published = True
-        if tweet_ids:
-            published &= await self._shared.change_tweets(tweet_ids, new_version)
-        if author_ids:
-            published &= await self._shared.change_authors(author_ids, new_version)
-        if threads:
-            published &= await self._shared.change_threads(threads, new_version)
-        return published
+        """Changes the versions of tweets (content and counts), authors (lists and counts), conversations (`threads`,
+        the tree of replies) and of the states of tweets (live or not) after a committed write. Returns False if Redis
+        did not accept all of them. Other processes then use older cached values until these expire, or until the
+        consumer of the event changes the versions again."""
+        changed = {Kind.TWEET: tweet_ids, Kind.AUTHOR: author_ids, Kind.THREAD: threads, Kind.TWEET_STATE: states}
+        keys = [key_of(kind, i) for kind, ids in changed.items() for i in ids]
+        return await self._shared.change(keys, random.getrandbits(FRESH_BITS) + 1)
 
     async def read_stored(self, ids: Iterable[int]) -> dict[int, Stored]:
         """Reads the rows of tweets by id. Leaves out unknown ids."""

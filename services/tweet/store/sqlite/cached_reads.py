@@ -11,8 +11,8 @@ import orjson
 from roost.tweet.v1 import tweet_pb2
 
 from services.platform.caching.generational import GenerationalCache
-from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.sqlite.database import Database
+from services.platform.versions import Kind, MemoryVersions, key_of
 from services.shared.hydration.fragments import framed
 from services.tweet.store.cache import AuthorIds, OwnRetweets
 from services.tweet.store.sqlite import schema as sql
@@ -36,13 +36,13 @@ _FRAME_TAG = b"\x0a"
 class CachedReads:
     """Reads tweets and lists through caches.
 
-    A read caches what it loaded only if `changes` shows that no row of it was written meanwhile. A writer calls `add`
+    A read caches what it loaded only if `versions` shows that no row of it was written meanwhile. A writer calls `add`
     and the `invalidate_…` methods after its commit and before its response, so that later reads return the write.
     """
 
-    def __init__(self, db: Database, changes: ChangeTracker) -> None:
+    def __init__(self, db: Database, versions: MemoryVersions) -> None:
         self._db = db
-        self._changes = changes
+        self._versions = versions
         # Frames by tweet id.
         self._cores: GenerationalCache[int, bytes] = GenerationalCache(CACHED_CORES)
         self._authors: GenerationalCache[int, AuthorIds] = GenerationalCache(CACHED_AUTHORS)
@@ -61,19 +61,11 @@ class CachedReads:
 
     def invalidate_tweets(self, tweet_ids: Sequence[int]) -> None:
         """Drops the tweets from the cache, because they or their counts changed."""
-        self._changes.changed(tweet_ids)
         for tweet_id in tweet_ids:
             self._cores.pop(tweet_id)
 
-    def invalidate_counts(self, author_id: int, tweet_ids: Sequence[int]) -> None:
-        """Drops the tweets from the cache whose counts a write of the author changed. Reads of the author's lists that
-        are in progress do not cache their results."""
-        self._changes.changed((author_id,))
-        self.invalidate_tweets(tweet_ids)
-
     def invalidate_author(self, author_id: int) -> None:
         """Drops the author's ids and retweets from the cache."""
-        self._changes.changed((author_id,))
         self._authors.pop(author_id)
         self._retweets.pop(author_id)
 
@@ -99,20 +91,20 @@ class CachedReads:
         return found
 
     async def _load_retweets(self, user_id: int) -> OwnRetweets:
-        since = self._changes.now
+        since = self._versions.now
         values = (user_id, CACHED_RETWEETS + 1)
         rows = await self._db.read(lambda c: c.execute(sql.OWN_RETWEETS, values).fetchall())
         loaded = OwnRetweets(dict(rows), complete=len(rows) <= CACHED_RETWEETS)
-        if self._changes.unchanged((user_id,), since):
+        if self._versions.unchanged((key_of(Kind.AUTHOR, user_id),), since):
             self._retweets.put(user_id, loaded)
         return loaded
 
     async def _load_cores(self, ids: Sequence[int]) -> dict[int, bytes]:
-        since = self._changes.now
+        since = self._versions.now
         rows = await self._db.read(lambda c: c.execute(sql.BY_IDS, (orjson.dumps(ids).decode(),)).fetchall())
         loaded = {row[0]: frame_core(core_of(row).SerializeToString()) for row in rows}
         for tweet_id in ids:
-            if tweet_id in loaded and self._changes.unchanged((tweet_id,), since):
+            if tweet_id in loaded and self._versions.unchanged((key_of(Kind.TWEET, tweet_id),), since):
                 self._cores.put(tweet_id, loaded[tweet_id])
         return loaded
 
@@ -134,7 +126,7 @@ class CachedReads:
     async def _load_author_ids(
         self, author_ids: Sequence[int], before_id: int, per_author: int
     ) -> dict[int, Sequence[int]]:
-        since = self._changes.now
+        since = self._versions.now
         fill = max(per_author, FILL_IDS)
 
         def transaction(connection: sqlite3.Connection) -> list[tuple[AuthorIds, Sequence[int]]]:
@@ -144,7 +136,7 @@ class CachedReads:
         loaded = await self._db.read(transaction)
         for author_id, (newest, ids) in zip(author_ids, loaded, strict=True):
             found[author_id] = ids
-            if self._changes.unchanged((author_id,), since):
+            if self._versions.unchanged((key_of(Kind.AUTHOR, author_id),), since):
                 self._authors.put(author_id, newest)
         return found
 

@@ -7,25 +7,21 @@ from collections.abc import Mapping, Sequence
 import orjson
 from roost.tweet.v1 import tweet_service_pb2
 
-from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.sqlite.database import Database
 from services.tweet.store.sqlite import schema as sql
 from services.tweet.store.sqlite.cached_reads import CachedReads
 
 
 class SqliteTweetLists:
-    """Implements TweetLists on SQLite. The newest ids of authors are cached. `changes` tracks the writes by author id,
-    for the read sets of responses."""
+    """Implements TweetLists on SQLite. The newest ids of authors are cached."""
 
-    def __init__(self, db: Database, cached: CachedReads, changes: ChangeTracker) -> None:
+    def __init__(self, db: Database, cached: CachedReads) -> None:
         self._db = db
         self._cached = cached
-        self._changes = changes
 
     async def batch_list_author_ids(
         self, author_ids: Sequence[int], before_id: int, per_author: int
     ) -> tweet_service_pb2.BatchListAuthorTweetIdsResponse:
-        self._changes.read(author_ids)
         lists = await self._cached.newest_ids(author_ids, before_id, per_author)
         response = tweet_service_pb2.BatchListAuthorTweetIdsResponse()
         add = response.authors.add

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from services.platform.detached import run_to_completion
+from functools import partial
+
 from services.platform.sqlite.database import Database
+from services.platform.sqlite.versioned_writes import VersionedWrites
 from services.tweet.store.sqlite import transactions
 from services.tweet.store.sqlite.cached_reads import CachedReads
 
@@ -14,8 +16,9 @@ PURGE_STEP = 500
 class SqlitePurgeStore:
     """Implements PurgeStore on SQLite."""
 
-    def __init__(self, db: Database, cached: CachedReads) -> None:
+    def __init__(self, db: Database, writes: VersionedWrites, cached: CachedReads) -> None:
         self._db = db
+        self._writes = writes
         self._cached = cached
         # Whether the write-ahead log may contain texts of purged tweets. True at the start, because an earlier process
         # may have died after a purge, before it wiped the log.
@@ -25,7 +28,8 @@ class SqlitePurgeStore:
         purged = 0
         while purged < limit:
             step = min(PURGE_STEP, limit - purged)
-            found = await run_to_completion(self._purge_step(before_s, step))
+            purge = partial(transactions.purge, before_s=before_s, limit=step)
+            found = len((await self._writes.write(purge, self._forget)).rows)
             purged += found
             if found < step:
                 break
@@ -36,10 +40,8 @@ class SqlitePurgeStore:
             self._log_to_wipe = False
         return purged
 
-    async def _purge_step(self, before_s: int, step: int) -> int:
-        gone = await self._db.write(lambda c: transactions.purge(c, before_s, step))
-        for tweet_id, retweeter_id in gone:
+    def _forget(self, purged: transactions.Purged) -> None:
+        for tweet_id, retweeter_id in purged.rows:
             self._cached.invalidate_tweets((tweet_id,))
             if retweeter_id:
                 self._cached.invalidate_author(retweeter_id)
-        return len(gone)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.platform.caching.read_tracking import ChangeTracker
 from services.platform.sqlite.database import Database
+from services.platform.sqlite.versioned_writes import VersionedWrites
+from services.platform.versions import Kind, MemoryVersions
 from services.tweet.store import TweetStores
 from services.tweet.store.cache import ShardedVersions
 from services.tweet.store.sqlite import schema as sql
@@ -29,25 +30,24 @@ class SqliteTweetStores(TweetStores):
     db: Database
 
 
-async def open_stores(path: Path) -> SqliteTweetStores:
+async def open_stores(path: Path, versions: MemoryVersions) -> SqliteTweetStores:
     """Opens the SQLite file, or creates it, and applies its migrations. Raises FAILED_PRECONDITION if another process
     has the file open."""
-    return stores_on(await Database.open(path, sql.MIGRATIONS))
+    return stores_on(await Database.open(path, sql.MIGRATIONS), versions)
 
 
-def stores_on(db: Database) -> SqliteTweetStores:
+def stores_on(db: Database, versions: MemoryVersions) -> SqliteTweetStores:
     """Returns the stores of an open database, with empty caches."""
-    # Its keys are tweet ids and author ids.
-    changes = ChangeTracker()
-    cached = CachedReads(db, changes)
+    writes = VersionedWrites(db, versions, Kind.TWEET, Kind.TWEET_STATE, Kind.AUTHOR)
+    cached = CachedReads(db, versions)
     # Versions of conversations, by conversation id.
-    versions = ShardedVersions(CONVERSATION_SHARDS)
-    lists = SqliteTweetLists(db, cached, changes)
+    threads = ShardedVersions(CONVERSATION_SHARDS)
+    lists = SqliteTweetLists(db, cached)
     return SqliteTweetStores(
-        tweets=SqliteTweetStore(db, cached, changes, versions, lists),
+        tweets=SqliteTweetStore(db, writes, cached, threads, lists),
         lists=lists,
-        links=SqliteLinkLists(db, cached, versions),
-        purge=SqlitePurgeStore(db, cached),
+        links=SqliteLinkLists(db, cached, threads),
+        purge=SqlitePurgeStore(db, writes, cached),
         close=db.close,
         db=db,
     )

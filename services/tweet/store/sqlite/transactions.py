@@ -19,6 +19,7 @@ from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 from services.platform.sqlite import outbox
 from services.platform.sqlite.absences import is_absent
+from services.platform.versions import Kind, key_of
 from services.shared.tweet_access import no_such_tweet
 from services.tweet.store import IDEMPOTENCY_TTL_S, Claim
 from services.tweet.store.revisions import first_revision
@@ -37,6 +38,37 @@ class WriteResult(NamedTuple):
     author_id: int
     changed: bool
     recounted_ids: Sequence[int] = ()
+
+    def version_keys(self) -> list[int]:
+        """Implements Change."""
+        if not self.changed:
+            return []
+        keys = [key_of(Kind.TWEET, i) for i in (self.tweet_id, *self.recounted_ids)]
+        return [*keys, key_of(Kind.TWEET_STATE, self.tweet_id), key_of(Kind.AUTHOR, self.author_id)]
+
+
+class Recounted(NamedTuple):
+    """The tweets whose counts a transaction changed."""
+
+    tweet_ids: Sequence[int]
+
+    def version_keys(self) -> list[int]:
+        """Implements Change."""
+        return [key_of(Kind.TWEET, i) for i in self.tweet_ids]
+
+
+class Purged(NamedTuple):
+    """A pair (tweet id, author id) for each row that a purge deleted; the author id is 0 unless the row was a live
+    retweet."""
+
+    rows: Sequence[tuple[int, int]]
+
+    def version_keys(self) -> list[int]:
+        """Implements Change."""
+        return [
+            *(key_of(Kind.TWEET, tweet_id) for tweet_id, _ in self.rows),
+            *(key_of(Kind.AUTHOR, author_id) for _, author_id in self.rows if author_id),
+        ]
 
 
 class _Row(NamedTuple):
@@ -151,10 +183,9 @@ def revisions(connection: sqlite3.Connection, tweet_id: int) -> list[tweet_servi
     return found
 
 
-def purge(connection: sqlite3.Connection, before_s: int, limit: int) -> list[tuple[int, int]]:
+def purge(connection: sqlite3.Connection, before_s: int, limit: int) -> Purged:
     """Deletes at most `limit` rows for good: tweets that their authors deleted before `before_s` (Unix seconds), and
-    their live retweets, each tweet after its retweets. Returns a pair (tweet id, author id) for each row; the author id
-    is 0 unless the row was a live retweet."""
+    their live retweets, each tweet after its retweets."""
     gone: list[tuple[int, int]] = []
     for (tweet_id,) in connection.execute(sql.PURGEABLE, (before_s, limit)).fetchall():
         gone += connection.execute(sql.RETWEETS_OF, (tweet_id, limit - len(gone))).fetchall()
@@ -164,7 +195,7 @@ def purge(connection: sqlite3.Connection, before_s: int, limit: int) -> list[tup
     connection.executemany(sql.PURGE, [(tweet_id,) for tweet_id, _ in gone])
     connection.executemany(sql.RECOUNT, [(tweet_id,) for tweet_id, _ in gone])
     connection.executemany(sql.PURGE_REVISIONS, [(tweet_id,) for tweet_id, _ in gone])
-    return gone
+    return Purged(gone)
 
 
 def find_claimed(connection: sqlite3.Connection, user_id: int, claim: Claim) -> int:
@@ -207,10 +238,10 @@ def _count_everywhere(connection: sqlite3.Connection, tweet_id: int, row: _Row, 
     return [i for i in (row.reply_to_id, row.retweet_of_id, row.quote_of_id) if i]
 
 
-def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent: bool) -> list[int]:
+def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent: bool) -> Recounted:
     """Excludes these tweets of one author from the counts of the tweets to which they refer if `absent`, otherwise
-    includes them again. Returns the ids of the tweets whose counts changed."""
-    changed = []
+    includes them again."""
+    changed: list[int] = []
     for tweet_id in tweet_ids:
         row = connection.execute(sql.ROW, (tweet_id,)).fetchone()
         if row is None or row[1] != sql.LIVE:
@@ -220,7 +251,7 @@ def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent:
         if link.targets() and connection.execute(sql.UNCOUNT if absent else sql.RECOUNT, (tweet_id,)).rowcount:
             _add_to_counts(connection, link, -1 if absent else 1)
             changed += link.targets()
-    return changed
+    return Recounted(changed)
 
 
 def _count_links(connection: sqlite3.Connection, link: _Link, change: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
-from services.platform.caching.read_tracking import ChangeTracker
-from services.platform.detached import run_to_completion
 from services.platform.events.log import Record
 from services.platform.sqlite.absences import decide
 from services.platform.sqlite.database import Database
+from services.platform.sqlite.versioned_writes import VersionedWrites
 from services.tweet.store import Claim, TweetLists
 from services.tweet.store.cache import ShardedVersions
 from services.tweet.store.sqlite import schema as sql
@@ -30,48 +30,44 @@ class SqliteTweetStore:
     """
 
     def __init__(
-        self, db: Database, cached: CachedReads, changes: ChangeTracker, versions: ShardedVersions, lists: TweetLists
+        self, db: Database, writes: VersionedWrites, cached: CachedReads, threads: ShardedVersions, lists: TweetLists
     ) -> None:
+        """`threads` are the versions of conversations."""
         self._db = db
+        self._writes = writes
         self._cached = cached
-        self._changes = changes
-        self._versions = versions
+        self._threads = threads
         self._lists = lists
 
     async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
-        async def write() -> int:
-            change = await self._db.write(lambda c: transactions.create(c, core, conversation_id, event, claim))
+        def apply(change: transactions.WriteResult) -> None:
             if change.changed:
-                self._cached.invalidate_counts(change.author_id, change.recounted_ids)
+                self._cached.invalidate_tweets(change.recounted_ids)
                 self._cached.add(core)
                 if core.head.reply_to_id:
-                    self._versions.advance(conversation_id)
-            return change.tweet_id
+                    self._threads.advance(conversation_id)
 
-        return await run_to_completion(write())
+        write = partial(transactions.create, core=core, conversation_id=conversation_id, event=event, claim=claim)
+        return (await self._writes.write(write, apply)).tweet_id
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
-        return await run_to_completion(
-            self._change(lambda c: transactions.hide(c, tweet_id, sql.DELETED, 0, at_s, event))
-        )
+        return await self._change(lambda c: transactions.hide(c, tweet_id, sql.DELETED, 0, at_s, event))
 
     async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> bool:
-        return await run_to_completion(
-            self._change(lambda c: transactions.hide(c, tweet_id, sql.REMOVED, action_id, at_s, event))
-        )
+        return await self._change(lambda c: transactions.hide(c, tweet_id, sql.REMOVED, action_id, at_s, event))
 
     async def restore(self, tweet_id: int, action_id: int, event: Record) -> bool:
-        return await run_to_completion(self._change(lambda c: transactions.restore(c, tweet_id, action_id, event)))
+        return await self._change(lambda c: transactions.restore(c, tweet_id, action_id, event))
 
     async def revise(self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record) -> bool:
-        return await run_to_completion(self._change(lambda c: transactions.revise(c, core, revision, event)))
+        return await self._change(lambda c: transactions.revise(c, core, revision, event))
 
     async def _change(self, transaction: Callable[[sqlite3.Connection], transactions.WriteResult]) -> bool:
-        change = await self._db.write(transaction)
-        self._cached.invalidate_counts(change.author_id, change.recounted_ids)
-        self._cached.invalidate_tweets((change.tweet_id,))
-        self._cached.invalidate_author(change.author_id)
-        return change.changed
+        def apply(change: transactions.WriteResult) -> None:
+            self._cached.invalidate_tweets((change.tweet_id, *change.recounted_ids))
+            self._cached.invalidate_author(change.author_id)
+
+        return (await self._writes.write(transaction, apply)).changed
 
     async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
         return await self._db.read(lambda c: transactions.revisions(c, tweet_id))
@@ -85,20 +81,15 @@ class SqliteTweetStore:
             return
         before_id = 0
         while ids := await self._lists.list_author(author_id, before_id, ABSENCE_STEP):
-            await run_to_completion(self._uncount(ids, absent))
+            recount = partial(transactions.set_absent, tweet_ids=ids, absent=absent)
+            await self._writes.write(recount, lambda recounted: self._cached.invalidate_tweets(recounted.tweet_ids))
             before_id = ids[-1]
-
-    async def _uncount(self, ids: Sequence[int], absent: bool) -> None:
-        changed = await self._db.write(lambda c: transactions.set_absent(c, ids, absent))
-        self._cached.invalidate_tweets(changed)
 
     async def batch_get(self, ids: Sequence[int], viewer_id: int = 0) -> tweet_service_pb2.BatchGetTweetCoresResponse:
         frames = await self.batch_get_serialized(ids, viewer_id)
         return tweet_service_pb2.BatchGetTweetCoresResponse.FromString(frames)
 
     async def batch_get_serialized(self, ids: Sequence[int], viewer_id: int = 0) -> bytes:
-        # The read set needs no key for `retweeted`: a retweet changes the counts of the original, which is among `ids`.
-        self._changes.read(ids)
         frames = await self._cached.frames(ids)
         if viewer_id and (retweeted := await self._cached.find_retweets(viewer_id, ids)):
             frames = [

@@ -13,6 +13,7 @@ from services.platform.config import Settings
 from services.platform.redis.client import Redis
 from services.platform.redis.shared_versions import FILL_TTL_MS, PUT_TTL_MS, TOMBSTONE, SharedEntry, SharedVersions
 from services.platform.rpc import errors
+from services.platform.versions import Kind, key_of
 from tests import redis_servers
 from tests.cluster import Namespace
 from tests.waiting import wait_until
@@ -105,7 +106,7 @@ async def test_versions_are_stable_until_changed(namespace: Namespace, share: Op
     assert await some.relation_version(7) == await others.relation_version(8) == 12_345
     thread = await some.thread_version(7)
     assert thread not in (None, 12_345)
-    assert await some.change_threads([7], 6)
+    assert await some.change([key_of(Kind.THREAD, 7)], 6)
     assert await others.thread_version(7) == 6
 
 
@@ -122,9 +123,9 @@ async def test_change_failed_publish_is_retried_until_accepted(
             unreachable_node(tag)
 
         patch.setattr(here._redis, "node", unreachable)
-        assert not await here.change_tweets([1, 2], 7)
+        assert not await here.change([key_of(Kind.TWEET, 1), key_of(Kind.TWEET, 2)], 7)
         # Another process changes the version meanwhile: the retried one must differ from both.
-        assert await there.change_tweets([1], 8)
+        assert await there.change([key_of(Kind.TWEET, 1)], 8)
         await wait_until(lambda: len(attempts) >= 3)
         assert await there.tweet_versions([1, 2, 3]) == [8, *before[1:]]
     async with asyncio.timeout(30):

@@ -31,8 +31,11 @@ from services.platform.rpc.context import Actor, Call, current_call
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import MutationGuard
+from services.platform.versions import MemoryVersions
+from services.shared.hydration.cache import HydrationCache
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import VisibleUserPages
+from tests.versions import UnknownVersions
 
 
 @dataclass
@@ -96,7 +99,7 @@ class Bench:
     def __post_init__(self) -> None:
         endpoints: dict[str, Any] = {}
         own = InProcessChannel(endpoints, "engagement")
-        hydrator, cursors = Hydrator(own), Cursors(b"k" * 32)
+        hydrator, cursors = Hydrator(own, HydrationCache(UnknownVersions())), Cursors(b"k" * 32)
         people = VisibleUserPages(UserServiceStub(own), GraphServiceStub(own).GetVisibilityFilter, cursors)
         ids = Snowflake(0, lambda: self.now_ms)
         events = EventBuilder(ids, lambda: self.now_ms / 1000)
@@ -142,7 +145,7 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """An engagement service without tweets."""
-    store = await SqliteEngagementStore.open(tmp_path / "engagement.db")
+    store = await SqliteEngagementStore.open(tmp_path / "engagement.db", MemoryVersions())
     bench = Bench(World(), store)
     yield bench
     await store.close()

@@ -18,6 +18,7 @@ from services.graph.tier_publisher import TierPublisher, TierRule
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.context import Actor, Call, current_call
+from services.platform.versions import MemoryVersions
 
 THRESHOLD = 3
 START_S = 1_800_000_000.0
@@ -74,7 +75,7 @@ async def graph(tmp_path: Path) -> AsyncIterator[Graph]:
     milliseconds = itertools.count(int(START_S * 1000))
     ids = Snowflake(0, lambda: next(milliseconds))
     now_s = [START_S]
-    stores = await open_stores(tmp_path / "graph.db", TierRule(THRESHOLD))
+    stores = await open_stores(tmp_path / "graph.db", TierRule(THRESHOLD), MemoryVersions())
     publisher = TierPublisher(lambda: now_s[0])
     stores.tiers.on_change(publisher.publish)
     identity = FakeIdentity(dict.fromkeys(range(1, 100), user_pb2.USER_STATE_ACTIVE))

@@ -19,6 +19,7 @@ from services.graph.tier_publisher import (
     apply_threshold,
 )
 from services.platform.rpc import errors
+from services.platform.versions import MemoryVersions
 from tests.waiting import wait_until
 
 NORMAL, CELEBRITY = pb.TIER_NORMAL, pb.TIER_CELEBRITY
@@ -154,7 +155,7 @@ async def test_apply_threshold_classifies_users_only_if_threshold_changed(graph,
     assert {e.user_id for e in graph.publisher.entries()} == {50}
 
     # The store's rule must change together with the setting, as in server.py.
-    tiers = stores_on(graph.stores.db, TierRule(2)).tiers
+    tiers = stores_on(graph.stores.db, TierRule(2), MemoryVersions()).tiers
     assert await apply_threshold(tiers, TierRule(2), stamp) == 2
     assert {e.user_id for e in await tiers.list_since(1 << 60)} == {50, 51, 53}
     assert await tiers.threshold() == 2

@@ -31,6 +31,7 @@ from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc import context
+from services.platform.versions import MemoryVersions
 from services.shared.signing_keys import verification_keys
 
 PASSWORD = "correct horse battery"
@@ -157,7 +158,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
     async def begin(**changes: Any) -> Identity:
         settings = Settings(**({"bcrypt_cost": 4} | changes))
         clock = Clock()
-        stores = await open_stores(tmp_path / f"identity-{len(running)}.db")
+        stores = await open_stores(tmp_path / f"identity-{len(running)}.db", MemoryVersions())
         refresh_tokens = RefreshTokens(b"r" * 32)
         passwords = Passwords(b"p" * 32, settings.bcrypt_cost, workers=1)
         ids = Snowflake(1, wall_clock_ms)

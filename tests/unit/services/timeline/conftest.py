@@ -31,6 +31,7 @@ from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.service import ServiceContext
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import MutationGuard
+from services.platform.versions import Kind, MemoryVersions, key_of
 from services.timeline.home import reader as home_reader
 from services.timeline.server import build
 
@@ -52,13 +53,15 @@ class World:
     calls: Counter[str] = field(default_factory=Counter)
     pulled: list[list[int]] = field(default_factory=list)
     down: str = ""
-    version: int = 1
     # While cleared, the fake answers with the reader's ids only.
     answering: asyncio.Event = field(default_factory=asyncio.Event)
     news: asyncio.Queue[graph.TierEntry] = field(default_factory=asyncio.Queue)
 
     def __post_init__(self) -> None:
         self.answering.set()
+        # The versions of other kinds are unknown, so the fakes need not publish changes of tweets.
+        self.versions = MemoryVersions()
+        self.publisher = self.versions.publisher(Kind.RELATIONS)
 
     @property
     def now_ms(self) -> int:
@@ -71,13 +74,17 @@ class World:
     def delete(self, tweet_id: int) -> None:
         self.heads[tweet_id].deleted = True
 
+    def relations_changed(self, reader: int = READER) -> None:
+        """Publishes a change of `followed_ms`, `blocks` or `mutes` of a reader."""
+        self.publisher.changed([key_of(Kind.RELATIONS, reader)])
+
     def follow(self, followee: int, follower: int = READER) -> None:
         self.followed_ms.setdefault(follower, {})[followee] = self.now_ms
-        self.version += 1
+        self.relations_changed(follower)
 
     def unfollow(self, followee: int, follower: int = READER) -> None:
         del self.followed_ms[follower][followee]
-        self.version += 1
+        self.relations_changed(follower)
 
     def classify(self, user_id: int, tier: graph.Tier.ValueType) -> None:
         self.tiers[user_id] = graph.TierEntry(user_id=user_id, tier=tier, changed_at_ms=self.now_ms)
@@ -100,16 +107,14 @@ class Graph(GraphServiceServicer):
             blocked_ids=[b for a, b in self.world.blocks if a == reader],
             muted_ids=[b for a, b in self.world.mutes if a == reader],
             blocked_by_ids=[a for a, b in self.world.blocks if b == reader and a in asked],
-            relation_version=self.world.version,
         )
 
     async def StreamFollowingIds(self, request: Any, context: Any) -> AsyncIterator[graph.StreamFollowingIdsResponse]:
         self.world.count("StreamFollowingIds")
-        version = self.world.version
         edges = list(self.world.followed_ms.get(request.user_id, {}).items())
         for start in range(0, len(edges) or 1, 500):
             page = [graph.Followee(user_id=u, followed_at_ms=ms) for u, ms in edges[start : start + 500]]
-            yield graph.StreamFollowingIdsResponse(followees=page, relation_version=version)
+            yield graph.StreamFollowingIdsResponse(followees=page)
 
     async def StreamTiers(self, request: Any, context: Any) -> AsyncIterator[graph.StreamTiersResponse]:
         yield graph.StreamTiersResponse(entries=list(self.world.tiers.values()), snapshot_end=True)
@@ -246,6 +251,8 @@ async def timeline(world: World, mode: str, tmp_path: Path, monkeypatch: pytest.
         log=None,  # type: ignore[arg-type]
         channel=channel("timeline"),
         data_dir=tmp_path,
+        versions=world.versions,
+        process_objects={},
     )
     service = await build(kit)
     endpoints.update(intercepted_methods(service.servicers))

@@ -50,6 +50,7 @@ async def test_explain_names_rule_that_hides_tweet(timeline: Timeline, world: Wo
     world.delete(20)
     world.mutes.add((READER, BOB))
     world.blocks |= {(READER, CAT), (5, READER)}
+    world.relations_changed()
     world.suspended.add(6)
     world.post(99, 990)
     world.post(7, 71, reply_to_id=990, reply_to_author_id=99)

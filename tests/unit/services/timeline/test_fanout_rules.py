@@ -42,7 +42,7 @@ def home(mode: str = HYBRID, opened_ms: int = OPENED_MS) -> HomeList:
 
 def following(*since: tuple[int, int]) -> FolloweeSet:
     old = [(OPENED_MS - 10 * MARGIN_MS, author) for author in (1, 2, 3, 4, 5)]
-    return FolloweeSet(1, [*old, *since])
+    return FolloweeSet([*old, *since])
 
 
 def pulled(mode: str, relations: FolloweeSet) -> dict[int, int]:

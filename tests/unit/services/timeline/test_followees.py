@@ -1,11 +1,10 @@
-"""Tests the cache of followees under graph's relation version."""
+"""Tests the cache of followees under the versions of relations."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from roost.graph.v1 import graph_service_pb2 as graph
 
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
@@ -17,15 +16,15 @@ ANN, BOB, CAT = 2, 3, 4
 
 def cache(world: World, max_cached_edges: int = 100) -> FolloweeCache:
     endpoints = intercepted_methods({"roost.graph.v1.GraphService": Graph(world)})
-    return FolloweeCache(InProcessChannel(endpoints, "timeline"), max_cached_edges)
+    return FolloweeCache(InProcessChannel(endpoints, "timeline"), world.versions, max_cached_edges)
 
 
 def test_followed_after_bound_is_exclusive() -> None:
-    relations = FolloweeSet(1, [(30, CAT), (10, ANN), (20, BOB)])
+    relations = FolloweeSet([(30, CAT), (10, ANN), (20, BOB)])
     assert list(relations.followed_after(9)) == [ANN, BOB, CAT]
     assert list(relations.followed_after(10)) == [BOB, CAT]
     assert list(relations.followed_after(30)) == []
-    assert list(FolloweeSet(1, []).followed_after(0)) == []
+    assert list(FolloweeSet([]).followed_after(0)) == []
     assert relations.followees == {ANN, BOB, CAT}
 
 
@@ -35,7 +34,7 @@ def test_celebrities_change_with_tiers() -> None:
         celebrities: tuple[int, ...] = (ANN, 99)
 
     tiers: Any = CelebritySubscriber()
-    relations = FolloweeSet(1, [(10, ANN), (20, BOB)])
+    relations = FolloweeSet([(10, ANN), (20, BOB)])
     assert list(relations.celebrities(tiers)) == [ANN]
     tiers.celebrities, tiers.version = (BOB,), 2
     assert list(relations.celebrities(tiers)) == [BOB]
@@ -91,8 +90,3 @@ async def test_followee_cache_is_bounded_by_edges(world: World) -> None:
         world.follow(followee, 4)
     for _ in range(2):
         assert len((await relations.current(4)).followees) == 20
-
-
-def test_followee_version_is_compared_for_equality() -> None:
-    answer = graph.GetVisibilityFilterResponse(relation_version=3)
-    assert FolloweeSet(4, []).version != answer.relation_version

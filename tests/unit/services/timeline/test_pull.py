@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.platform.versions import Kind, key_of
 from services.timeline import pull
 from services.timeline.pull import (
     AUTHORS_A_CALL,
@@ -23,6 +24,7 @@ from services.timeline.pull import (
     newest_of,
 )
 from services.timeline.store import CAPACITY, HomeList
+from tests.versions import UnknownVersions, all_versions
 
 READER = 1
 
@@ -143,7 +145,7 @@ async def test_newest_of_build_busy_author_fills_capacity() -> None:
 async def test_routed_ids_of_slow_author_keep_the_readers_own() -> None:
     owner = Owner({author: [author] for author in range(1, 60)})
     owner.slow = {40}
-    source = Puller(owner, lambda: 0.0).reading_for(READER)
+    source = Puller(owner, lambda: 0.0, UnknownVersions()).reading_for(READER)
     until = asyncio.get_running_loop().time() + 0.05
     merge = DescendingMerge(source, None, (), range(1, 60), 0, 5, until)
     assert (await anext(merge)).ids == [READER]
@@ -151,24 +153,25 @@ async def test_routed_ids_of_slow_author_keep_the_readers_own() -> None:
 
 
 async def test_routed_ids_failure_of_one_source_is_raised_and_cancels_the_other() -> None:
-    owner, versions = Owner({2: [1]}), FakeAuthorVersions()
+    many = range(2, 60)
+    owner, own = Owner({2: [1]}), Owner({})
     owner.slow = {2}
 
-    async def fail(user_ids: Sequence[int]) -> list[int | None]:
+    async def fail() -> pull.IdsByAuthor:
         await asyncio.sleep(0)
         raise ConnectionError("down")
 
-    versions.author_versions = fail  # type: ignore[method-assign]
-    source = Puller(owner, lambda: 0.0, versions).reading_for(READER)
+    own.newest = lambda *_: pull.SingleBatch(fail)  # type: ignore[assignment, method-assign]
+    source = pull.RoutedIds(READER, owner, own, owner)
     with pytest.raises(ConnectionError):
-        await all_ids(source.newest([READER, 2], 0, 5))
+        await all_ids(source.newest([READER, *many], 0, 5))
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_puller_few_authors_ask_owner() -> None:
     owner = Owner({author: [author] for author in range(1, 60)})
-    source = Puller(owner, lambda: 0.0).reading_for(READER)
+    source = Puller(owner, lambda: 0.0, UnknownVersions()).reading_for(READER)
     for _ in range(2):
         await all_ids(source.newest(list(range(1, 51)), 0, 5))
     assert len(owner.asked) == 2
@@ -177,7 +180,7 @@ async def test_puller_few_authors_ask_owner() -> None:
 async def test_puller_many_authors_are_cached_except_reader() -> None:
     now = 100.0
     owner = Owner({author: [author] for author in range(1, 60)})
-    source = Puller(owner, lambda: now).reading_for(READER)
+    source = Puller(owner, lambda: now, UnknownVersions()).reading_for(READER)
     authors = list(range(1, 60))
     await all_ids(source.newest(authors, 0, 5))
     owner.ids[2].append(200)
@@ -207,20 +210,8 @@ def test_cached_ids_are_complete_beyond_their_depth(bound: int, depth: int, many
     assert {author: list(ids) for author, ids in found.items()} == {a: list(ids) for a, ids in expected.items()}
 
 
-class FakeAuthorVersions:
-    """Returns `version` for every author; None means unknown."""
-
-    def __init__(self) -> None:
-        self.version: int | None = 1
-        self.asked = 0
-
-    async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
-        self.asked += 1
-        return [self.version for _ in user_ids]
-
-
 async def test_own_ids_are_read_once_per_version() -> None:
-    owner, versions = Owner({READER: [10], 2: [5]}), FakeAuthorVersions()
+    owner, (versions, publisher) = Owner({READER: [10], 2: [5]}), all_versions()
     source = Puller(owner, lambda: 0.0, versions).reading_for(READER)
 
     async def found() -> list[int]:
@@ -228,36 +219,27 @@ async def test_own_ids_are_read_once_per_version() -> None:
 
     assert await found() == await found() == [10]
     assert len([asked for asked in owner.asked if asked]) == 1
-    # A new tweet, with its version published.
     owner.ids[READER].append(20)
-    versions.version = 2
+    assert await found() == [10]
+    publisher.changed([key_of(Kind.AUTHOR, READER)])
     assert await found() == [20, 10]
-    # Without a version nothing cached is used and nothing is cached.
-    owner.ids[READER].append(30)
-    versions.version = None
-    assert await found() == [30, 20, 10]
-    owner.ids[READER].append(40)
-    assert await found() == [40, 30, 20, 10]
-    # Other authors are read as before.
+    # Other authors are not cached.
     ids = await all_ids(source.newest([READER, 2], 0, 5))
     assert list(ids[2]) == [5]
 
 
-async def test_own_ids_expire() -> None:
-    now = 100.0
-    owner, versions = Owner({READER: [10]}), FakeAuthorVersions()
-    source = Puller(owner, lambda: now, versions).reading_for(READER)
+async def test_own_ids_of_unknown_version_are_not_cached() -> None:
+    owner = Owner({READER: [10]})
+    source = Puller(owner, lambda: 0.0, UnknownVersions()).reading_for(READER)
     await all_ids(source.newest([READER], 0, 5))
     owner.ids[READER].append(20)
-    now += pull.OWN_TTL_S
-    found = await all_ids(source.newest([READER], 0, 5))
-    assert list(found[READER]) == [20, 10]
+    assert list((await all_ids(source.newest([READER], 0, 5)))[READER]) == [20, 10]
 
 
 @given(st.integers(0, 400), st.integers(1, 200), st.integers(0, 500))
 def test_own_ids_are_complete_beyond_their_depth(bound: int, depth: int, many: int) -> None:
     owner = Owner({READER: list(range(1, many + 1))})
-    own = VersionedOwnIds(owner, FakeAuthorVersions(), lambda: 0.0)
+    own = VersionedOwnIds(owner, all_versions()[0])
 
     async def read_twice() -> tuple[dict[int, Sequence[int]], dict[int, Sequence[int]]]:
         await all_ids(own.newest([READER], 0, 5))

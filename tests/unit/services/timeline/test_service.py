@@ -120,10 +120,12 @@ async def test_deletes_blocks_mutes_and_suspensions_take_effect_at_next_read(tim
     world.delete(20)
     world.mutes.add((READER, BOB))
     world.blocks |= {(READER, CAT), (5, READER)}
+    world.relations_changed()
     world.suspended.add(6)
     assert (await timeline.read())[::2] == ([], "warm")
     world.mutes.clear()
     world.blocks.clear()
+    world.relations_changed()
     world.suspended.clear()
     assert await timeline.whole() == [60, 50, 40, 30]
 

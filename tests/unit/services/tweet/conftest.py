@@ -27,12 +27,15 @@ from services.platform.rpc.context import Actor, Call, current_call
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import MutationGuard
+from services.platform.versions import MemoryVersions
+from services.shared.hydration.cache import HydrationCache
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import VisibleUserPages
 from services.tweet.pages import TweetPages
 from services.tweet.service import TweetServicer
 from services.tweet.store.sqlite.stores import SqliteTweetStores, open_stores
 from services.tweet.writer import TweetWriter
+from tests.versions import UnknownVersions
 from tests.waiting import forever
 
 ANN, BOB, CAT = 1, 2, 3
@@ -78,7 +81,7 @@ class Bench:
     def __post_init__(self) -> None:
         endpoints: dict[str, Any] = {}
         channel: Any = InProcessChannel(endpoints, "tweet")
-        hydrator = Hydrator(channel)
+        hydrator = Hydrator(channel, HydrationCache(UnknownVersions()))
         cursors = Cursors(b"k" * 32)
         ids = Snowflake(0, wall_clock_ms)
         writes = TweetWriter(self.stores, hydrator, ids, lambda: self.now_s, WINDOW_S)
@@ -145,6 +148,6 @@ def refused(code: grpc.StatusCode) -> Any:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    stores = await open_stores(tmp_path / "tweet.db")
+    stores = await open_stores(tmp_path / "tweet.db", MemoryVersions())
     yield Bench(People(), stores)
     await stores.close()

@@ -16,7 +16,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.errors import RoostError
-from services.shared.hydration.hydrator import HydratedTweet, VisibleTweets
+from services.shared.hydration.hydrator import HydratedTweet
 from services.shared.tweet_access import no_such_tweet
 from services.tweet import threads
 from services.tweet.threads import Threads
@@ -86,16 +86,12 @@ class Forest:
             await self.wait.wait()
         return {i: ids for i, ids in found.items() if ids}
 
-    async def visible(self, reader_id: int, ids: Sequence[int], limit: int) -> VisibleTweets:
+    async def visible(self, reader_id: int, ids: Sequence[int], limit: int) -> list[HydratedTweet]:
         assert limit >= len(ids)
         shown = [i for i in ids if i in self.parents and i not in self.hidden]
-        return VisibleTweets(
-            [
-                HydratedTweet(i, 1, tweet_pb2.Tweet(id=i, reply_to_id=self.parents[i]).SerializeToString())
-                for i in shown
-            ],
-            set(),
-        )
+        return [
+            HydratedTweet(i, 1, tweet_pb2.Tweet(id=i, reply_to_id=self.parents[i]).SerializeToString()) for i in shown
+        ]
 
     # The expected result.
 

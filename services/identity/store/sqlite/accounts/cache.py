@@ -8,14 +8,15 @@ from __future__ import annotations
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from services.identity.store import Account
 from services.identity.store.sqlite import schema
 from services.identity.store.sqlite.accounts.rows import decode_login
 from services.identity.store.user_refs import serialized_ref
-from services.platform.caching.read_tracking import ChangeTracker
-from services.platform.detached import run_to_completion
 from services.platform.sqlite.database import Database
+from services.platform.sqlite.versioned_writes import VersionedWrites
+from services.platform.versions import Kind, MemoryVersions, key_of
 
 # Maximum number of accounts in the cache; beyond it, the least recently used one is dropped. An account takes about 1.5
 # kB: 150 MB in all.
@@ -37,33 +38,39 @@ class CachedAccount:
         self.ref = serialized_ref(account)
 
 
+class ChangedAccounts(NamedTuple):
+    """The accounts that a transaction changed, as they are after it."""
+
+    accounts: list[Account]
+
+    def version_keys(self) -> list[int]:
+        """Implements Change."""
+        return [key_of(Kind.USER, account.user_id) for account in self.accounts]
+
+
 class AccountCache:
     """Reads accounts through the cache, and writes them. For use by one event loop."""
 
-    def __init__(self, db: Database, max_cached: int) -> None:
+    def __init__(self, db: Database, versions: MemoryVersions, max_cached: int) -> None:
         self._db = db
+        self._writes = VersionedWrites(db, versions, Kind.USER)
         self._max_cached = max_cached
         # Cached accounts by user id, the least recently used first.
         self._cache: OrderedDict[int, CachedAccount] = OrderedDict()
-        self._changes = ChangeTracker()
 
     async def write_through(self, transaction: Callable[[sqlite3.Connection], list[Account]]) -> list[Account]:
         """Commits `transaction`, which returns the changed accounts, then caches and returns these accounts. The
         accounts are cached even if the caller is cancelled meanwhile."""
 
-        async def write() -> list[Account]:
-            changed = await self._db.write(transaction)
-            for account in changed:
+        def apply(changed: ChangedAccounts) -> None:
+            for account in changed.accounts:
                 self._put(account)
-            self._changes.changed([account.user_id for account in changed])
-            return changed
 
-        return await run_to_completion(write())
+        return (await self._writes.write(lambda c: ChangedAccounts(transaction(c)), apply)).accounts
 
     async def get_many(self, ids: Sequence[int]) -> list[CachedAccount]:
         """Returns the accounts in the order of `ids`; omits unknown ids. Accounts that are not cached are read from the
         file."""
-        self._changes.read(ids)
         cache = self._cache
         try:
             found = [cache[user_id] for user_id in ids]

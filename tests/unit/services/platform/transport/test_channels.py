@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.catalog import KEY_SOURCE, SERVICES
 from services.platform.backends.embedded import open_embedded
-from services.platform.caching.read_tracking import ChangeTracker, track_reads
 from services.platform.config import Settings
 from services.platform.process import Process
 from services.platform.rpc import context, errors
@@ -28,9 +26,6 @@ from services.platform.service import Service, ServiceContext
 from services.platform.transport.message_guard import FrozenMessageChanged, MutationGuard
 from tests.waiting import WITHIN_S, forever, wait_until
 
-# The tweet whose read the servicer does not report to the tracker.
-UNTRACKED = 77
-
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
     """Records the calls that reach it; some ids fail, and id 504 does not return."""
@@ -39,12 +34,9 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
         self.seen: list[Call] = []
         self.cancelled = asyncio.Event()
         self.kept = tweet_service_pb2.BatchGetTweetCoresResponse()
-        self.revisions = ChangeTracker()
 
     async def GetTweet(self, request: tweet_service_pb2.GetTweetRequest, context_: Any) -> tweet_pb2.SerializedTweet:
         self.seen.append(context.current())
-        if request.tweet_id != UNTRACKED:
-            self.revisions.read((request.tweet_id,))
         match request.tweet_id:
             case 404:
                 raise errors.not_found("no such tweet")
@@ -374,30 +366,3 @@ async def test_call_cancelled_by_dependency_is_unavailable(rig: Rig) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetFanoutStatus(fanout_service_pb2.GetFanoutStatusRequest(tweet_id=499))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_reading_of_in_process_calls_is_tracked(rig: Rig) -> None:
-    with track_reads() as seen:
-        await rig.tweets().GetTweet(get(1))
-        await rig.tweets().GetTweet(get(2))
-    assert seen.is_current() == (rig.wire == "inprocess")
-    rig.servicer.revisions.changed((2,))
-    assert not seen.is_current()
-
-
-@pytest.mark.parametrize("tweet_id", [UNTRACKED, 404, 503])
-async def test_reading_failed_or_untracked_call_is_uncacheable(rig: Rig, tweet_id: int) -> None:
-    with track_reads() as seen:
-        await rig.tweets().GetTweet(get(1))
-        with contextlib.suppress(grpc.aio.AioRpcError):
-            await rig.tweets().GetTweet(get(tweet_id))
-        await rig.tweets().GetTweet(get(2))
-    assert not seen.is_current()
-
-
-async def test_reading_stream_is_uncacheable(rig: Rig) -> None:
-    with track_reads() as seen:
-        await rig.tweets().GetTweet(get(1))
-        async for _ in rig.tweets("search").ScanTweets(tweet_service_pb2.ScanTweetsRequest()):
-            break
-    assert not seen.is_current()

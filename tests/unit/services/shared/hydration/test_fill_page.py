@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from time import monotonic
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.shared.hydration import fill_page as module
 from services.shared.hydration.fill_page import (
     HYDRATED_IDS,
     MAX_READS,
@@ -19,7 +17,7 @@ from services.shared.hydration.fill_page import (
     StoredList,
     fill_page,
 )
-from services.shared.hydration.hydrator import HydratedTweet, VisibleTweets
+from services.shared.hydration.hydrator import HydratedTweet
 
 
 class TweetList:
@@ -30,7 +28,6 @@ class TweetList:
         self.hidden = hidden or set()
         self.reads: list[int] = []
         self.hydrated: list[int] = []
-        self.versions: list[int] = []
 
     async def read(self, before_id: int, limit: int) -> list[int]:
         self.reads.append(limit)
@@ -40,10 +37,9 @@ class TweetList:
         # Each tweet's position is ten times its id.
         return {i: i * 10 for i in [i for i in self.ids if not before or i * 10 < before][:limit]}
 
-    async def hydrate(self, ids: Sequence[int], limit: int) -> VisibleTweets:
+    async def hydrate(self, ids: Sequence[int], limit: int) -> list[HydratedTweet]:
         self.hydrated.append(len(ids))
-        tweets = [HydratedTweet(i, 1, b"") for i in ids if i not in self.hidden][:limit]
-        return VisibleTweets(tweets, {self.versions.pop(0)} if self.versions else set())
+        return [HydratedTweet(i, 1, b"") for i in ids if i not in self.hidden][:limit]
 
     async def page(self, after: int, size: int) -> FilledPage:
         return await fill_page(StoredList(self.read, after, size + 1), self.hydrate, size)
@@ -93,10 +89,3 @@ async def test_fill_page_after_deadline_ends_at_last_hydrated_id() -> None:
     page = await fill_page(batches(), listed.hydrate, 5, deadline=monotonic())
     assert (ids_of(page), page.next_position) == ([], HYDRATED_IDS + 1)
     assert ids_of(await fill_page(batches(), listed.hydrate, 5)) == [1]
-
-
-async def test_fill_page_collects_relation_versions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HYDRATED_IDS", 2)
-    listed = TweetList(range(1, 7), {6, 5, 4, 3})
-    listed.versions = [7, 7, 8]
-    assert (await listed.page(0, 5)).relation_versions == {7, 8}

@@ -25,9 +25,10 @@ from services.platform.rpc import errors
 from services.platform.rpc.interceptors.endpoint import intercepted_methods
 from services.platform.transport.inprocess import InProcessChannel
 from services.platform.transport.message_guard import MutationGuard
+from services.shared.hydration.cache import CachedTweet, HydrationCache
 from services.shared.hydration.fragments import framed, tombstone, varint
 from services.shared.hydration.hydrator import Hydrator, ListRules
-from services.shared.hydration.parsed import TweetRecord
+from tests.versions import UnknownVersions
 
 READER, ANN, BOB, CAT = 1, 2, 3, 4
 
@@ -42,7 +43,6 @@ class World:
     mutes: set[tuple[int, int]] = field(default_factory=set)
     likes: set[tuple[int, int]] = field(default_factory=set)
     down: str = ""
-    relation_versions: list[int] = field(default_factory=lambda: [1])
     viewers: set[int] = field(default_factory=set)
     calls: list[tuple[str, int]] = field(default_factory=list)
 
@@ -104,12 +104,11 @@ class Graph(GraphServiceServicer):
 
     async def GetVisibilityFilter(self, request: Any, context: Any) -> Any:
         self.world.asked("graph", request.candidate_ids)
-        reader, blocks, versions = request.user_id, self.world.blocks, self.world.relation_versions
+        reader, blocks = request.user_id, self.world.blocks
         return graph.GetVisibilityFilterResponse(
             blocked_ids=[target for by, target in blocks if by == reader],
             blocked_by_ids=[i for i in request.candidate_ids if (i, reader) in blocks],
             muted_ids=[target for by, target in self.world.mutes if by == reader],
-            relation_version=versions.pop(0) if len(versions) > 1 else versions[0],
         )
 
 
@@ -172,12 +171,12 @@ def channel_to(world: World) -> InProcessChannel:
 
 @pytest.fixture
 def hydrator(world: World) -> Hydrator:
-    return Hydrator(channel_to(world))
+    return Hydrator(channel_to(world), HydrationCache(UnknownVersions()))
 
 
 async def shown(hydrator: Hydrator, *ids: int, reader: int = READER, **rules: Any) -> list[int]:
     """Returns the ids that the reader sees, after checking that each serialized tweet has its id."""
-    found = (await hydrator.visible(reader, ids, len(ids), **rules)).tweets
+    found = await hydrator.visible(reader, ids, len(ids), **rules)
     for hydrated in found:
         parsed = tweet_pb2.Tweet.FromString(hydrated.data)
         assert (hydrated.id, hydrated.author_id) == (parsed.id, parsed.author_id) == (parsed.id, parsed.author.id)
@@ -201,7 +200,7 @@ async def test_visible_bytes_equal_message_built_by_fields(world: World, hydrato
     zeros = tweet_pb2.TweetMetrics()
     expected[12] = built(12, ANN, retweet_of_id=10, retweeted_tweet=expected[10], metrics=zeros)
     expected[13] = built(13, ANN, quote_of_id=11, quoted_tweet=expected[11], metrics=zeros)
-    found = (await hydrator.visible(READER, [original, quoted, retweet, quote], 9)).tweets
+    found = await hydrator.visible(READER, [original, quoted, retweet, quote], 9)
     assert {hydrated.id: tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found} == expected
 
 
@@ -268,7 +267,7 @@ async def test_visible_hidden_quoted_tweet_is_tombstone(world: World, hydrator: 
             world.blocks.add((ANN, READER))
         case "suspended":
             world.states[ANN] = user_pb2.USER_STATE_SUSPENDED
-    ((hydrated,), _) = await hydrator.visible(READER, [11], 1)
+    (hydrated,) = await hydrator.visible(READER, [11], 1)
     parsed = tweet_pb2.Tweet.FromString(hydrated.data)
     assert parsed.quoted_tweet == tweet_pb2.Tweet(id=10, deleted=True)
 
@@ -276,10 +275,10 @@ async def test_visible_hidden_quoted_tweet_is_tombstone(world: World, hydrator: 
 class OddRules(ListRules):
     """Admits tweets with odd ids; replies of ANN require their parent."""
 
-    def admitted(self, tweets: Sequence[TweetRecord]) -> list[TweetRecord]:
+    def admitted(self, tweets: Sequence[CachedTweet]) -> list[CachedTweet]:
         return [tweet for tweet in tweets if tweet.id % 2]
 
-    def requires_parent(self, reply: TweetRecord) -> bool:
+    def requires_parent(self, reply: CachedTweet) -> bool:
         return reply.author_id == ANN
 
 
@@ -304,19 +303,6 @@ async def test_visible_rules_require_live_parent_of_visible_author(world: World,
     assert await shown(hydrator, reply, other, rules=OddRules()) == [other]
 
 
-async def test_visible_returns_relation_versions_that_graph_used(world: World, hydrator: Hydrator) -> None:
-    for tweet_id in range(100, 140):
-        world.post(tweet_id, ANN)
-    world.relation_versions = [7]
-    assert (await hydrator.visible(READER, [100], 1)).relation_versions == {7}
-    assert (await hydrator.visible(READER, [], 1)).relation_versions == set(), "graph was not asked"
-    assert (await hydrator.visible(0, [100], 1)).relation_versions == set(), "nobody has no relations"
-    # Two rounds, and a change between them.
-    world.blocks.add((ANN, READER))
-    world.relation_versions = [7, 8]
-    assert (await hydrator.visible(READER, range(100, 140), 5)).relation_versions == {7, 8}
-
-
 async def test_visible_owner_failure_is_raised(world: World, hydrator: Hydrator) -> None:
     world.post(10, ANN)
     world.post(11, BOB, retweet_of_id=10)
@@ -332,9 +318,9 @@ async def test_visible_owner_failure_is_raised(world: World, hydrator: Hydrator)
 async def test_visible_page_makes_two_rounds_of_calls(world: World, hydrator: Hydrator) -> None:
     for tweet_id in range(100, 400):
         world.post(tweet_id, ANN)
-    found = (await hydrator.visible(READER, range(100, 400), 20)).tweets
+    found = await hydrator.visible(READER, range(100, 400), 20)
     assert [hydrated.id for hydrated in found] == list(range(100, 120))
-    assert [owner for owner, _ in world.calls] == ["tweet", "identity", "graph", "engagement"]
+    assert [owner for owner, _ in world.calls] == ["tweet", "engagement", "identity", "graph"]
     assert world.calls[0][1] < 40, "what the page cannot hold is not asked for"
 
 
@@ -342,7 +328,7 @@ async def test_visible_hidden_tweets_are_replaced(world: World, hydrator: Hydrat
     for tweet_id in range(100, 1_100):
         world.post(tweet_id, ANN if tweet_id % 10 else BOB)
     world.blocks.add((ANN, READER))
-    found = (await hydrator.visible(READER, range(100, 1_100), 50)).tweets
+    found = await hydrator.visible(READER, range(100, 1_100), 50)
     assert [hydrated.id for hydrated in found] == list(range(100, 600, 10))
 
 
@@ -370,7 +356,7 @@ async def test_visible_contains_counts_and_viewer_reactions(world: World, hydrat
     retweet = world.post(12, ANN, retweet_of_id=original)
     world.cores[original].retweets = 1
     world.likes = {(READER, original), (ANN, original), (ANN, quiet)}
-    found = (await hydrator.visible(READER, [original, quiet, retweet], 9)).tweets
+    found = await hydrator.visible(READER, [original, quiet, retweet], 9)
     first, second, third = (tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found)
     assert (first.metrics.likes, first.metrics.retweets, first.viewer.liked) == (2, 1, True)
     assert (second.metrics.likes, second.HasField("viewer")) == (1, False)
@@ -380,8 +366,8 @@ async def test_visible_contains_counts_and_viewer_reactions(world: World, hydrat
 async def test_visible_contains_viewer_retweets(world: World, hydrator: Hydrator) -> None:
     original = world.post(10, BOB)
     quote = world.post(11, ANN, quote_of_id=original)
-    world.cores[original].retweeted = True
-    found = (await hydrator.visible(READER, [original, quote], 9)).tweets
+    world.cores[original].retweets, world.cores[original].retweeted = 1, True
+    found = await hydrator.visible(READER, [original, quote], 9)
     first, second = (tweet_pb2.Tweet.FromString(hydrated.data) for hydrated in found)
     assert first.viewer == second.quoted_tweet.viewer == tweet_pb2.TweetViewer(retweeted=True)
     assert not second.HasField("viewer")
@@ -391,7 +377,7 @@ async def test_visible_contains_viewer_retweets(world: World, hydrator: Hydrator
 async def test_visible_without_reader_has_no_viewer_state(world: World, hydrator: Hydrator) -> None:
     liked = world.post(10, BOB)
     world.likes = {(READER, liked)}
-    ((found,), _) = await hydrator.visible(0, [liked], 9)
+    (found,) = await hydrator.visible(0, [liked], 9)
     assert not tweet_pb2.Tweet.FromString(found.data).HasField("viewer")
 
 
@@ -399,7 +385,7 @@ async def test_visible_engagement_failure_omits_counts(world: World, hydrator: H
     liked = world.post(10, BOB)
     world.likes = {(READER, liked)}
     world.down = "engagement"
-    ((found,), _) = await hydrator.visible(READER, [liked], 9)
+    (found,) = await hydrator.visible(READER, [liked], 9)
     hydrated = tweet_pb2.Tweet.FromString(found.data)
     assert hydrated.HasField("metrics")
     assert hydrated.metrics == tweet_pb2.TweetMetrics()
@@ -407,7 +393,7 @@ async def test_visible_engagement_failure_omits_counts(world: World, hydrator: H
 
 async def test_visible_asks_identity_for_missing_shared_refs_only(world: World) -> None:
     shared_refs = FakeSharedUserRefs(world)
-    hydrator = Hydrator(channel_to(world), shared_refs)
+    hydrator = Hydrator(channel_to(world), HydrationCache(UnknownVersions()), shared_refs)
     tweets = [world.post(10, ANN), world.post(11, BOB), world.post(12, CAT)]
     for shared_refs.known, asked in (({ANN, BOB, CAT}, []), ({BOB}, [2]), (set(), [3])):
         world.calls.clear()

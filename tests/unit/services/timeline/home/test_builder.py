@@ -28,7 +28,7 @@ class Owners:
         self.most = 0
 
     async def fetch(self, user_id: int) -> FolloweeSet:
-        return FolloweeSet(1, [(0, ANN)])
+        return FolloweeSet([(0, ANN)])
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         self.asking += 1

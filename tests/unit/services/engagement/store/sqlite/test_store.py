@@ -13,6 +13,7 @@ from services.engagement.store.sqlite import cache
 from services.engagement.store.sqlite import store as sqlite_store
 from services.engagement.store.sqlite.store import SqliteEngagementStore
 from services.platform.events.log import Record
+from services.platform.versions import MemoryVersions
 
 ANN, BEN = 1, 2
 TWEET = 100
@@ -20,7 +21,7 @@ TWEET = 100
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[SqliteEngagementStore]:
-    store = await SqliteEngagementStore.open(tmp_path / "engagement.db")
+    store = await SqliteEngagementStore.open(tmp_path / "engagement.db", MemoryVersions())
     yield store
     await store.close()
 
@@ -132,7 +133,7 @@ async def test_counts_after_reopen_are_complete(
         await like(store, tweet_id, ANN, tweet_id)
     await store.close()
     monkeypatch.setattr(sqlite_store, "NEWEST_COUNTS", 3)
-    again = await SqliteEngagementStore.open(tmp_path / "engagement.db")
+    again = await SqliteEngagementStore.open(tmp_path / "engagement.db", MemoryVersions())
     answer = await again.batch_get_counts(range(10))
     assert [one.tweet_id for one in answer.counts] == list(range(1, 8))
     await again.close()

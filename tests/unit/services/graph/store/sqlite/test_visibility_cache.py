@@ -11,6 +11,7 @@ from roost.graph.v1 import graph_service_pb2 as pb
 
 from services.graph.store.sqlite.stores import stores_on
 from services.graph.tier_publisher import TierRule
+from services.platform.versions import MemoryVersions
 
 ANN, BEN = 11, 22
 
@@ -83,7 +84,7 @@ async def test_visibility_cache_version_is_never_newer_than_edges(graph):
     await graph.stores.visibility.filter(filter_request(ANN, BEN))
     await graph.stores.edges.follow(ANN, 33, await graph.service.stamp())
     # A second set of stores on the same tables with its own cache: the one under test does not see its commits return.
-    committed = stores_on(graph.stores.db, TierRule(3))
+    committed = stores_on(graph.stores.db, TierRule(3), MemoryVersions())
     change = await graph.service.stamp()
     await committed.edges.block(BEN, ANN, change)
     found = await graph.stores.visibility.filter(filter_request(ANN, BEN))

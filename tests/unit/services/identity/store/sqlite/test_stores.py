@@ -16,6 +16,7 @@ from services.identity.store.sqlite.accounts.store import SqliteAccountStore
 from services.identity.store.sqlite.stores import SqliteIdentityStores, open_stores
 from services.platform.events.log import Record
 from services.platform.rpc import errors
+from services.platform.versions import MemoryVersions
 
 ACTIVE = user_pb2.USER_STATE_ACTIVE
 
@@ -33,7 +34,7 @@ def new(user_id: int) -> NewAccount:
 
 @pytest.fixture
 async def stores(tmp_path: Path) -> AsyncIterator[SqliteIdentityStores]:
-    opened = await open_stores(tmp_path / "identity.db", max_cached=2)
+    opened = await open_stores(tmp_path / "identity.db", MemoryVersions(), max_cached=2)
     yield opened
     await opened.close()
 
@@ -65,7 +66,7 @@ async def test_account_cache_is_bounded_and_refilled(stores: SqliteIdentityStore
 
 
 async def test_account_cache_late_read_keeps_newer_version(stores: SqliteIdentityStores) -> None:
-    cache = AccountCache(stores.db, max_cached=2)
+    cache = AccountCache(stores.db, MemoryVersions(), max_cached=2)
     accounts = SqliteAccountStore(stores.db, cache)
     await accounts.import_accounts([new(1), new(2), new(3)])
     changed = account(1)._replace(state=user_pb2.USER_STATE_SUSPENDED, version=2)
@@ -77,12 +78,12 @@ async def test_account_cache_late_read_keeps_newer_version(stores: SqliteIdentit
 
 async def test_store_file_is_private_and_persistent(tmp_path: Path) -> None:
     path = tmp_path / "identity.db"
-    first = await open_stores(path)
+    first = await open_stores(path, MemoryVersions())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     secret = await first.secrets.get_or_create("key", lambda: b"one")
     await first.accounts.import_accounts([new(1)])
     await first.close()
-    second = await open_stores(path)
+    second = await open_stores(path, MemoryVersions())
     assert await second.secrets.get_or_create("key", lambda: b"two") == secret
     assert await second.accounts.batch_get([1]) == [account(1)]
     await second.close()
@@ -90,7 +91,7 @@ async def test_store_file_is_private_and_persistent(tmp_path: Path) -> None:
 
 async def test_secret_of_earlier_release_moves_to_key_file(tmp_path: Path) -> None:
     path = tmp_path / "identity.db"
-    stores = await open_stores(path)
+    stores = await open_stores(path, MemoryVersions())
     kept = b"a key beside the hashes" * 2
     await stores.db.write(lambda c: c.execute("INSERT INTO secret VALUES ('password_pepper', ?)", (kept,)))
     assert await stores.secrets.get_or_create("password_pepper", lambda: bytes(len(kept))) == kept
@@ -106,7 +107,7 @@ async def test_secret_of_earlier_release_moves_to_key_file(tmp_path: Path) -> No
 
 
 async def test_secret_with_empty_file_raises_with_remedy(tmp_path: Path) -> None:
-    stores = await open_stores(tmp_path / "identity.db")
+    stores = await open_stores(tmp_path / "identity.db", MemoryVersions())
     await stores.secrets.get_or_create("password_pepper", lambda: bytes(32))
     (tmp_path / "keys" / "password_pepper.key").write_bytes(b"")
     with pytest.raises(errors.RoostError, match=r"password_pepper\.key is damaged.*backup.*no user can log in"):

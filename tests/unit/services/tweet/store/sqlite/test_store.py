@@ -13,6 +13,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.platform.events.log import Record
 from services.platform.sqlite.database import Database
+from services.platform.versions import MemoryVersions
 from services.tweet.store.sqlite.schema import INSERT, MIGRATIONS
 from services.tweet.store.sqlite.stores import SqliteTweetStores, open_stores, stores_on
 
@@ -50,11 +51,11 @@ async def retweet(stores: SqliteTweetStores, tweet_id: int) -> None:
 @pytest.fixture
 async def cold(tmp_path: Path) -> AsyncIterator[tuple[SqliteTweetStores, HeldReads]]:
     """A store with one tweet and empty caches, and its held reads."""
-    first = await open_stores(tmp_path / "tweet.db")
+    first = await open_stores(tmp_path / "tweet.db", MemoryVersions())
     await post(first, 1)
     await first.close()
-    held = HeldReads((await open_stores(tmp_path / "tweet.db")).db)
-    stores = stores_on(held)  # type: ignore[arg-type]
+    held = HeldReads((await open_stores(tmp_path / "tweet.db", MemoryVersions())).db)
+    stores = stores_on(held, MemoryVersions())  # type: ignore[arg-type]
     yield stores, held
     await stores.close()
 
@@ -115,7 +116,7 @@ async def test_open_file_of_older_schema_migrates(tmp_path: Path) -> None:
     values = (1, 1, b"\x08\x01", 1, *[0] * 6)
     await db.write(lambda c: c.execute(INSERT, values) and None)
     await db.close()
-    stores = await open_stores(tmp_path / "tweet.db")
+    stores = await open_stores(tmp_path / "tweet.db", MemoryVersions())
     await retweet(stores, 2)
     assert (await stores.tweets.batch_get([1])).cores[0].retweets == 1
     assert [user for _, user in await stores.links.list_retweeters(1, 0, 10)] == [2]

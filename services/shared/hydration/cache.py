@@ -1,0 +1,139 @@
+"""What hydration caches: tweets without what differs between readers, the authors of tweets, and what differs between
+readers.
+
+Every entry is a `Versioned` value: it is compared with the versions of what it was made of before each use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from services.platform.caching.generational import GenerationalCache
+from services.platform.versions import Kind, Versioned, Versions, key_of
+from services.shared.hydration.fragments import QUOTED, RETWEETED, VIEWER, framed, tombstone
+from services.shared.hydration.parsed import TweetRecord
+
+# Tweets in each of two generations, about 2 kB each: at most 80 MB.
+MAX_TWEETS = 20_000
+# Authors in each of two generations, about 0.4 kB each.
+MAX_USERS = 20_000
+# Size of what is cached for readers, in ids of about 64 bytes, in each of two generations: at most 64 MB.
+MAX_READER_IDS = 500_000
+# Size of a reader's entry beside its ids.
+_READER_WEIGHT = 12
+# Authors whose blocks, and tweets whose reactions, are cached for one reader: more than a reader sees in a day. An entry
+# that reaches this size is replaced by an empty one.
+MAX_IDS_PER_READER = 5_000
+
+_NO_STATES: Mapping[int, int] = {}
+
+
+class CachedTweet:
+    """A live tweet as all readers see it.
+
+    A *head* has only the ids that rules need (`whole` is empty). A complete tweet also has its fragments: `plain` without
+    and `whole` with the nested tweet, both without viewer state. `nested` is the retweeted or quoted tweet; None if it is
+    hidden from everybody. `parent_live` says whether the tweet that this one replies to is live and its author active.
+    `is_stateful` says whether the tweet has likes, bookmarks or retweets: to other tweets no reader has a viewer state.
+    `stateful_ids` are the ids, of this tweet and of the nested one, for which that is true. `author_ids` are the users
+    whose blocks may hide something of it.
+    """
+
+    __slots__ = (
+        "author_id",
+        "author_ids",
+        "id",
+        "is_stateful",
+        "nested",
+        "original_author_id",
+        "original_id",
+        "parent_author_id",
+        "parent_id",
+        "parent_live",
+        "plain",
+        "quoted_id",
+        "stateful_ids",
+        "whole",
+    )
+
+    def __init__(self, record: TweetRecord) -> None:
+        """Makes a head."""
+        self.id = record.id
+        self.author_id = record.author_id
+        self.original_id = record.original_id
+        self.original_author_id = record.original_author_id
+        self.quoted_id = record.quoted_id
+        self.parent_id = record.parent_id
+        self.parent_author_id = record.parent_author_id
+        authors = {record.author_id, record.parent_author_id, record.original_author_id, record.quoted_author_id}
+        self.author_ids = tuple(authors - {0})
+        self.parent_live = False
+        self.nested: CachedTweet | None = None
+        self.plain = self.whole = b""
+        self.is_stateful = False
+        self.stateful_ids: Sequence[int] = ()
+
+    def complete(self, plain: bytes, is_stateful: bool, nested: CachedTweet | None, parent_live: bool) -> None:
+        """Makes the head a complete tweet."""
+        self.plain = plain
+        self.is_stateful = is_stateful
+        self.nested = nested
+        self.parent_live = parent_live
+        stateful = [self.id] if is_stateful else []
+        if nested is not None and nested.is_stateful:
+            stateful.append(nested.id)
+        self.stateful_ids = tuple(stateful)
+        self.whole = plain + self._nested_field(False, _NO_STATES)
+
+    def data(self, states: Mapping[int, int], hides_nested: bool) -> bytes:
+        """Returns the serialized tweet with the reader's viewer states, which are indexes into VIEWER by tweet id. With
+        `hides_nested`, a quoted tweet is a tombstone."""
+        if hides_nested or any(states.get(tweet_id) for tweet_id in self.stateful_ids):
+            return self.plain + VIEWER[states.get(self.id, 0)] + self._nested_field(hides_nested, states)
+        return self.whole
+
+    def _nested_field(self, is_hidden: bool, states: Mapping[int, int]) -> bytes:
+        tag = RETWEETED if self.original_id else QUOTED
+        if not is_hidden and self.nested is not None:
+            return framed(tag, self.nested.plain + VIEWER[states.get(self.nested.id, 0)])
+        return framed(tag, tombstone(self.quoted_id)) if self.quoted_id else b""
+
+
+class ReaderFilter:
+    """The users whom a reader may not see: `hidden` are those whom the reader blocks, and those of `authors` who block
+    the reader. `authors` are the users about whom graph was asked."""
+
+    __slots__ = ("authors", "hidden", "muted")
+
+    def __init__(self) -> None:
+        self.authors: set[int] = set()
+        self.hidden: set[int] = set()
+        self.muted: set[int] = set()
+
+
+# The viewer states of one reader: an index into VIEWER by tweet id, 0 for a tweet without any.
+ViewerStates = dict[int, int]
+
+
+class HydrationCache:
+    """The caches of one process, which all its services share. None in `tweets` stands for tweets that nobody sees; it
+    is wrapped, as all values are. `users` has the author fragment of each user; empty if the user is not active."""
+
+    def __init__(self, versions: Versions) -> None:
+        self.versions = versions
+        self.tweets: GenerationalCache[int, Versioned[CachedTweet | None]] = GenerationalCache(MAX_TWEETS)
+        self.users: GenerationalCache[int, Versioned[bytes]] = GenerationalCache(MAX_USERS)
+        self.filters: GenerationalCache[int, Versioned[ReaderFilter]] = GenerationalCache(
+            MAX_READER_IDS, lambda cached: _READER_WEIGHT + len(cached.value.hidden) + len(cached.value.muted)
+        )
+        self.states: GenerationalCache[int, Versioned[ViewerStates]] = GenerationalCache(MAX_READER_IDS // 20)
+
+
+def filter_keys(reader_id: int) -> tuple[int, ...]:
+    """Returns the version keys of a reader's filter."""
+    return (key_of(Kind.RELATIONS, reader_id),)
+
+
+def states_keys(reader_id: int) -> tuple[int, ...]:
+    """Returns the version keys of a reader's viewer states: likes and bookmarks, and the retweets among own tweets."""
+    return key_of(Kind.REACTIONS, reader_id), key_of(Kind.AUTHOR, reader_id)

@@ -1,0 +1,126 @@
+"""Loads and caches what differs between readers: whom each may not see, and to which tweets each reacted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from typing import Any, TypeVar
+
+import grpc.aio
+from roost.graph.v1 import graph_service_pb2 as graph
+from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
+
+from services.platform.caching.generational import GenerationalCache
+from services.platform.versions import Versioned
+from services.shared.hydration.cache import (
+    MAX_IDS_PER_READER,
+    CachedTweet,
+    HydrationCache,
+    ReaderFilter,
+    ViewerStates,
+    filter_keys,
+    states_keys,
+)
+from services.shared.hydration.loader import TweetLoader
+
+V = TypeVar("V")
+
+
+class ReaderView:
+    """What one reader sees, for one page: the reader's filter, and the viewer states that are known. A reader of 0 is
+    not signed in: nobody is hidden, and there are no viewer states."""
+
+    __slots__ = ("filter", "reader_id", "states")
+
+    def __init__(self, reader_id: int, reader_filter: ReaderFilter, states: ViewerStates) -> None:
+        self.reader_id = reader_id
+        self.filter = reader_filter
+        self.states = states
+
+    def add_states(self, states: ViewerStates) -> None:
+        """Adds viewer states; drops the earlier ones if there would be more than MAX_IDS_PER_READER."""
+        if len(self.states) + len(states) > MAX_IDS_PER_READER:
+            self.states.clear()
+        self.states.update(states)
+
+
+class AuthorCheck:
+    """A call of graph in progress. Awaiting it adds the response to the reader's filter, or raises AioRpcError."""
+
+    def __init__(self, reader_filter: ReaderFilter, user_ids: Collection[int], call: Any) -> None:
+        self._filter = reader_filter
+        self._user_ids = user_ids
+        self._call = call
+
+    def __await__(self) -> Generator[Any, None, None]:
+        answer = yield from self._call.__await__()
+        known = self._filter
+        if len(known.authors) + len(self._user_ids) > MAX_IDS_PER_READER:
+            known.authors.clear()
+        known.authors.update(self._user_ids)
+        known.hidden.update(answer.blocked_ids, answer.blocked_by_ids)
+        known.muted.update(answer.muted_ids)
+
+    def cancel(self) -> None:
+        """Cancels the call."""
+        self._call.cancel()
+
+
+class ReaderViews:
+    """Makes the views of readers. `channel` reaches graph. Methods raise AioRpcError if graph, tweet or identity cannot
+    answer."""
+
+    def __init__(self, channel: grpc.aio.Channel, cache: HydrationCache, loader: TweetLoader) -> None:
+        self._get_filter: Any = GraphServiceStub(channel).GetVisibilityFilter
+        self._cache = cache
+        self._loader = loader
+
+    async def open(self, reader_id: int) -> ReaderView:
+        """Returns the view of a reader, with what is cached and current."""
+        if not reader_id:
+            return ReaderView(0, ReaderFilter(), {})
+        cached = self._cache
+        reader_filter, states = cached.filters.get(reader_id), cached.states.get(reader_id)
+        known: list[Versioned[Any]] = [entry for entry in (reader_filter, states) if entry is not None]
+        current = dict(zip(map(id, known), await cached.versions.current(known), strict=True))
+        if reader_filter is not None and current[id(reader_filter)] and states is not None and current[id(states)]:
+            return ReaderView(reader_id, reader_filter.value, states.value)
+        snapshot = cached.versions.snapshot()
+        await snapshot.read((*filter_keys(reader_id), *states_keys(reader_id)))
+
+        def renewed(
+            entry: Versioned[V] | None,
+            keys: tuple[int, ...],
+            cache: GenerationalCache[int, Versioned[V]],
+            empty: Callable[[], V],
+        ) -> V:
+            if entry is not None and current[id(entry)]:
+                return entry.value
+            value, stamp = empty(), snapshot.stamp(keys)
+            if stamp is not None:
+                cache.put(reader_id, Versioned(keys, stamp, value))
+            return value
+
+        return ReaderView(
+            reader_id,
+            renewed(reader_filter, filter_keys(reader_id), cached.filters, ReaderFilter),
+            renewed(states, states_keys(reader_id), cached.states, dict),
+        )
+
+    def author_check(self, view: ReaderView, user_ids: Collection[int]) -> AuthorCheck | None:
+        """Starts a call of graph about the users (≤ 1,000) whose relation to the reader the view does not know; None if
+        it knows all."""
+        if not view.reader_id or view.filter.authors.issuperset(user_ids):
+            return None
+        unknown = set(user_ids) - view.filter.authors
+        request = graph.GetVisibilityFilterRequest(user_id=view.reader_id, candidate_ids=unknown)
+        return AuthorCheck(view.filter, unknown, self._get_filter(request))
+
+    async def load_states(self, view: ReaderView, tweets: Iterable[CachedTweet]) -> Mapping[int, int]:
+        """Returns viewer states that include those of these tweets (≤ 300), after loading the ones that the view does
+        not know."""
+        states = view.states
+        if view.reader_id and (unknown := {i for tweet in tweets for i in tweet.stateful_ids if i not in states}):
+            loaded = await self._loader.viewer_states(view.reader_id, list(unknown))
+            states = {**states, **loaded}
+            view.add_states(loaded)
+        return states
