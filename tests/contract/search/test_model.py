@@ -52,12 +52,14 @@ def matches(document: Document, query: Query) -> bool:
 
 
 # Histories by length; each creates indexes of its own.
-EXAMPLES = {SHORT: 15, LONG: 80}
+EXAMPLES = {("embedded", SHORT): 15, ("cluster", SHORT): 6, ("embedded", LONG): 80, ("cluster", LONG): 80}
 
 
 @pytest.mark.slow
-def test_searches_random_steps_agree_with_model(backend: Backend, length: str) -> None:
-    @settings(max_examples=EXAMPLES[length], deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_searches_random_steps_agree_with_model(request: pytest.FixtureRequest, backend: Backend, length: str) -> None:
+    examples = EXAMPLES[request.config.getoption("--backend"), length]
+
+    @settings(max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(st.lists(STEPS, max_size=20), st.lists(QUESTIONS, min_size=1, max_size=4), st.integers(0, 7))
     def check(steps: list[tuple], questions: list[Query], before_id: int) -> None:  # type: ignore[type-arg]
         asyncio.run(run(backend, steps, questions, before_id))

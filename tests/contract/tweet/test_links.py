@@ -15,8 +15,8 @@ from services.tweet.store import Claim, Retweeter
 from tests.contract.tweet.conftest import Opened, event
 
 ANN, BOB, CAT = 1, 2, 3
-# More than the adapters cache for one user.
-MANY_RETWEETS = 1_100
+# How many retweets of one user the adapters cache in a test, and how many it creates.
+CACHED_RETWEETS, MANY_RETWEETS = 100, 160
 # Writes at a time; each waits for those before it, and a slow machine must not exceed the time of a write.
 AT_ONCE = 20
 REPLY: dict[str, Any] = {"reply_to_id": 1, "reply_to_author_id": ANN}
@@ -227,7 +227,9 @@ async def test_find_claimed_returns_tweet_of_key(opened: Opened) -> None:
 
 
 @pytest.mark.slow
-async def test_find_retweets_beyond_cache_bound_is_complete(opened: Opened) -> None:
+async def test_find_retweets_beyond_cache_bound_is_complete(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("cassandra.links", "sqlite.cached_reads"):
+        monkeypatch.setattr(f"services.tweet.store.{module}.CACHED_RETWEETS", CACHED_RETWEETS)
     count = MANY_RETWEETS
     lots = [range(first, min(first + AT_ONCE, count + 1)) for first in range(1, count + 1, AT_ONCE)]
     for lot in lots:
