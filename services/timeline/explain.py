@@ -29,12 +29,12 @@ DEPTH = 100
 Filter: TypeAlias = "pb.EntryFilter.ValueType"
 
 _SOURCE_REASONS: dict[Source, str] = {
-    pb.ENTRY_SOURCE_PUSHED: "Pushed by fan-out, or found when the home timeline was built.",
-    pb.ENTRY_SOURCE_PULLED_CELEBRITY: "Pulled at read: the author has too many followers to push to.",
+    pb.ENTRY_SOURCE_PUSHED: "Added by fan-out, or found when the home timeline was built.",
+    pb.ENTRY_SOURCE_PULLED_CELEBRITY: "Pulled at read: the author has too many followers for fan-out on write.",
     pb.ENTRY_SOURCE_PULLED_SELF: "Pulled at read: it is your own.",
     pb.ENTRY_SOURCE_PULLED_RECENT_FOLLOWEE: "Pulled at read: you followed the author after the home timeline was built.",
     pb.ENTRY_SOURCE_PULLED_TIER_CHANGE: "Pulled at read: the author stopped being a celebrity after the home timeline was built.",
-    pb.ENTRY_SOURCE_PULLED_COLD: "Pulled at read: the home timeline is not stored, or not this far back.",
+    pb.ENTRY_SOURCE_PULLED_COLD: "Pulled at read: the home timeline is not stored, or ends above this tweet.",
 }
 _FILTER_REASONS: dict[Filter, str] = {
     pb.ENTRY_FILTER_UNSPECIFIED: "Nothing hides it, but fan-out has not delivered it yet.",

@@ -73,7 +73,7 @@ class DocumentWriter:
             pending, operations = await self._reconsider(refused, names)
             if not operations:
                 return True
-        raise unavailable("other processes keep changing the same documents: try again")
+        raise unavailable("other processes keep changing the same documents: retry later")
 
     async def _reconsider(
         self, refused: Sequence[IndexChange], names: Mapping[Collection, str]

@@ -123,7 +123,7 @@ class IndexGenerations:
                 # built one in use. The built one has the lower number, because its build began earlier. It stays, and
                 # the other is deleted.
                 await self._delete(kind, sorted(state.current[kind])[1:])
-        raise unavailable("another process is creating the search index: try again")
+        raise unavailable("another process is creating the search index: retry later")
 
     async def begin(self) -> int:
         """Discards builds in progress, creates the indexes of a new generation, and returns its number. From now on the
@@ -133,7 +133,7 @@ class IndexGenerations:
         number = max(state.numbers) + 1
         made = await asyncio.gather(*(self._create(kind, number, self.filling(kind, number)) for kind in Collection))
         if not all(made):
-            raise unavailable("another process is creating a search index of the same number: try again")
+            raise unavailable("another process is creating a search index of the same number: retry later")
         return number
 
     async def take_over(self, number: int) -> None:
@@ -193,7 +193,7 @@ class IndexGenerations:
         if not made["acknowledged"]:
             # Some nodes do not know the new alias yet. `state`, read from such a node, would lack it, and changes would
             # not be written to the new index.
-            raise unavailable("not all OpenSearch nodes know the new search index yet: try again")
+            raise unavailable("not all OpenSearch nodes know the new search index yet: retry later")
         return True
 
     async def _delete(self, kind: Collection, numbers: Iterable[int]) -> None:

@@ -223,7 +223,7 @@ class OpenSearchIndex:
             touched = {change.collection for change in changes}
             await self._generations.refresh(names[kind] for names in (*filling, in_use) for kind in touched)
             return
-        raise unavailable("the search index is being switched: try again")
+        raise unavailable("the search index was dropped or replaced during the write: retry later")
 
     async def _search(self, collection: Collection, body: dict[str, Any], **parameters: str) -> Any:
         path = f"/{self._generations.alias(collection)}/_search"
@@ -231,7 +231,7 @@ class OpenSearchIndex:
             "POST", path, body, {"allow_partial_search_results": "false", **parameters}
         )
         if answer["timed_out"]:
-            raise unavailable("the search took too long: try again, or use fewer terms")
+            raise unavailable("the search took too long: retry later, or use fewer terms")
         return answer
 
     async def _call_creating_index(

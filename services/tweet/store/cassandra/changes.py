@@ -26,7 +26,7 @@ from services.tweet.store.revisions import first_revision
 
 # Number of rows that a change of very many rows reads and writes at a time.
 STEP = 500
-# Smaller than every id.
+# Smaller than every id: the bound of a list in ascending order from the first entry on.
 _NO_BOUND = -1
 
 
@@ -114,7 +114,7 @@ class TweetUpdater:
         for tweet_id, known in (await self._writer.read_stored(tweet_ids)).items():
             if not await self._writer.publish_tweet_change(known.head):
                 raise errors.unavailable(
-                    "Redis did not accept the new versions of a changed tweet: try again",
+                    "Redis did not accept the new versions of a changed tweet: retry later",
                     reason=Reason.CACHE_UNAVAILABLE,
                 )
             await self.update_retweet_counts(tweet_id)
@@ -170,7 +170,7 @@ class TweetUpdater:
             for version, _core, made_by in await self._keyspace.read_serial(cql.LAST_REVISION, tweet_id):
                 if version >= revision.version:
                     return bool(version == revision.version and Record(*made_by) == event)
-        raise errors.unavailable("too many concurrent edits of this tweet: try again", reason=Reason.CONTENDED)
+        raise errors.unavailable("too many concurrent edits of this tweet: retry later", reason=Reason.CONTENDED)
 
     async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
         """Implements `TweetStore.list_revisions`. First applies an edit that is in `tweet_revisions` only: the client
@@ -198,7 +198,7 @@ class TweetUpdater:
         await self._keyspace.write_each([step for tweet in found for step in uncount(tweet, absent, at_us)])
         targets = {tweet_id for tweet in found for tweet_id, _ in links(tweet.head)}
         if not await self._writer.publish_versions(list(targets)):
-            raise errors.unavailable("Redis did not accept the new versions of changed counts: try again")
+            raise errors.unavailable("Redis did not accept the new versions of changed counts: retry later")
 
 
 def _revision(tweet_id: int, revision: tweet_service_pb2.TweetRevision) -> tuple[int, int, str, int]:

@@ -102,7 +102,7 @@ class Claims:
             if held is not None and held.post.id != instead_of:
                 return held
             instead_of = held.post.id if held is not None else 0
-        raise errors.unavailable("too many concurrent requests create this tweet: try again", reason=Reason.CONTENDED)
+        raise errors.unavailable("too many concurrent requests create this tweet: retry later", reason=Reason.CONTENDED)
 
     async def release(self, user_id: int, name: str, tweet_id: int) -> None:
         """Releases the claim if the tweet `tweet_id` holds it. Raises UNAVAILABLE if it is unknown whether it was

@@ -10,7 +10,7 @@ from services.tweet.store.cassandra.writes import BatchWriter
 STEP = 500
 # Maximum number of hours that one read of the list of hours with deletions returns.
 HOURS_PAGE = 64
-# Smaller than every hour and id.
+# Smaller than every hour and id: the bound of a list in ascending order from the first entry on.
 _NO_BOUND = -1
 
 
