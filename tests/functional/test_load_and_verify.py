@@ -22,6 +22,8 @@ from roost_cli.scans import scan_users
 from roost_cli.verify import command as verify
 from tests.conftest import SETTLE_WITHIN_S
 
+pytestmark = pytest.mark.slow
+
 MARGIN_S = 0.05
 PEOPLE, EDGES, LINES = 30, 120, 80
 

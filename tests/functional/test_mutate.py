@@ -17,6 +17,8 @@ from roost_cli.verify import command
 from services.platform.rpc import errors
 from services.tweet.service import TweetServicer
 
+pytestmark = pytest.mark.slow
+
 PEOPLE, OPERATIONS = 12, 400
 
 
