@@ -66,4 +66,4 @@ async def test_reindex_stuck_build_raises_error(
 async def test_reindex_without_wait_reports_start(target: MeshTarget) -> None:
     output = io.StringIO()
     await search.reindex(target, Plain(output), wait=False)
-    assert output.getvalue().startswith("the index is being built")
+    assert output.getvalue().startswith("a new index is being built")
