@@ -16,7 +16,8 @@ from services.platform.rpc.contract import Method
 # twice the length of a stored home timeline (800).
 MAX_SKIPPED = 2_000
 # Maximum number of calls for one numbered page: twice as many as full pages would need, because services may return
-# shorter pages. Beyond it the request fails with DEADLINE_EXCEEDED.
+# shorter pages. Beyond it the request fails with DEADLINE_EXCEEDED, because so many calls would take longer than a
+# client waits.
 MAX_CALLS = 2 * MAX_SKIPPED // MAX_PAGE_SIZE
 
 # The header of each numbered page (RFC 9745): deprecated since the first release (2026-11-21, in Unix seconds).

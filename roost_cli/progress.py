@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-# Minimum number of seconds between two lines of progress without a terminal. The lines usually go to log files, so that
-# few are enough.
+# Minimum number of seconds between two lines of progress if the output is not a terminal. Such output usually goes to a
+# log file, where few lines are enough.
 PLAIN_EVERY_S = 5.0
 # Minimum number of seconds between two updates of a bar. Updating it after every item would take longer than the items
 # themselves.

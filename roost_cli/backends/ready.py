@@ -26,7 +26,7 @@ _MAX_ANSWER = 1 << 20
 
 
 def cassandra(port: int, host: str = HOST) -> bool:
-    """Returns whether a CQL query succeeds. Raises an exception of NOT_YET if the server does not respond."""
+    """Returns whether a CQL query succeeds. Raises one of the exceptions in NOT_YET if the server does not respond."""
     query = b"SELECT release_version FROM system.local"
     with _connect(port, host) as connection:
         _send_cql(connection, _STARTUP, struct.pack(">H", 1) + _short(b"CQL_VERSION") + _short(b"3.0.0"))
@@ -39,7 +39,7 @@ def cassandra(port: int, host: str = HOST) -> bool:
 def kafka(port: int, host: str = HOST) -> bool:
     """Returns whether the broker answers a Metadata request, which every client sends first, with at least one broker.
 
-    Raises an exception of NOT_YET if the server does not respond.
+    Raises one of the exceptions in NOT_YET if the server does not respond.
     """
     body = (
         struct.pack(">hhi", _METADATA, _METADATA_VERSION, 1) + _short(b"roost") + struct.pack(">i?", _NO_TOPICS, False)
@@ -55,7 +55,7 @@ def kafka(port: int, host: str = HOST) -> bool:
 def redis(port: int, host: str = HOST) -> bool:
     """Returns whether PING succeeds. It fails while Redis loads its data.
 
-    Raises an exception of NOT_YET if the server does not respond.
+    Raises one of the exceptions in NOT_YET if the server does not respond.
     """
     with _connect(port, host) as connection:
         connection.sendall(b"PING\r\n")
@@ -65,7 +65,7 @@ def redis(port: int, host: str = HOST) -> bool:
 def opensearch(port: int, host: str = HOST) -> bool:
     """Returns whether the cluster's health is green or yellow, which means that all primary shards are active.
 
-    Raises an exception of NOT_YET if the server does not respond.
+    Raises one of the exceptions in NOT_YET if the server does not respond.
     """
     return _get(port, host, "/_cluster/health").get("status") in ("green", "yellow")
 
@@ -73,7 +73,7 @@ def opensearch(port: int, host: str = HOST) -> bool:
 def s3(port: int, host: str = HOST) -> bool:
     """Returns whether an HTTP server responds with a status below 500.
 
-    Raises an exception of NOT_YET if the server does not respond.
+    Raises one of the exceptions in NOT_YET if the server does not respond.
     """
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_WITHIN_S)
     try:

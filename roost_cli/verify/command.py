@@ -205,8 +205,8 @@ async def scan_tweets(
 
 
 class Auditor:
-    """Reads home timelines as the users whom they belong to, and compares them with those that are computed from
-    `truth`."""
+    """Reads each home timeline with an access token of its user, and compares it with the home timeline computed from
+    `truth`: the users, edges and tweets that the services returned to a scan."""
 
     def __init__(
         self,

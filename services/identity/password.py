@@ -42,7 +42,7 @@ _SALT_ENDS = frozenset(".Oeu")
 # most jobs fails with RESOURCE_EXHAUSTED. A job takes a quarter of a second at cost 12, so the last of 16 jobs waits 4
 # s; at higher costs, later jobs would exceed the deadline of a log-in (10 s).
 QUEUED_PER_WORKER = 16
-# Time in seconds after which the client of a rejected job should retry.
+# Time in seconds after which a client should retry if its password was not checked because the queue was full.
 RETRY_AFTER_S = 2.0
 # A value for the 31 characters that follow the salt in bcrypt's text format. Dots decode to zero bytes, which are the
 # hash of no known password.

@@ -1,9 +1,10 @@
 """Creates and verifies refresh tokens. The store holds only their SHA-256 hashes.
 
 A session is a chain of refresh tokens: each refresh returns the successor of the token that was used. A token contains
-its user id, its session id and a MAC. So a forged token is rejected without reading the store, and a genuine token that
-is no longer valid is recognized as reused without a list of old tokens. The successor is derived from the token and the
-key, so two refreshes with the same token return the same successor although no token is stored.
+its user id, its session id and a MAC made with a secret key of the service. So a forged token is rejected without
+reading the store, and a genuine token that is no longer valid is recognized as reused without a list of old tokens. The
+successor is derived from the token with the same key, so two refreshes with the same token return the same successor
+although no token is stored.
 """
 
 from __future__ import annotations

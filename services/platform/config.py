@@ -370,7 +370,9 @@ def _secret_of(path: Path) -> str:
     try:
         text = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot be read from {path}: {getattr(error, 'strerror', 'it is no text')}") from error
+        raise ValueError(
+            f"cannot be read from {path}: {getattr(error, 'strerror', 'the file is not UTF-8 text')}"
+        ) from error
     if not text:
         raise ValueError(f"must be in the file {path}, but the file is empty: write it there")
     return text

@@ -53,7 +53,8 @@ class ParsedQuery(NamedTuple):
     excluded: QueryTerms = QueryTerms()
 
     def __bool__(self) -> bool:
-        """Returns whether a match must have anything at all. `excluded` does not count."""
+        """Returns whether the query has a word, phrase or author that a matching tweet must have. A query of excluded
+        words alone has none."""
         return bool(self.exact or self.phrases or self.authors)
 
 

@@ -19,8 +19,9 @@ from services.platform.rpc.stream_subscriber import StreamSubscriber
 # 5 s, so six in a row are missing then.
 STREAM_TIMEOUT_S = 30.0
 RETRY_FIRST_S = 0.05
-# Maximum delay in seconds before the next attempt to subscribe; the first delay is RETRY_FIRST_S. The maximum is well
-# below the recommended margins (5 s and 60 s), and tiers that are outdated by less than the margin do no harm.
+# Maximum delay in seconds before the next attempt to subscribe to the stream of tiers; the first delay is
+# RETRY_FIRST_S. The maximum is well below the setting `clock_margin_s` (5 s in one process, 60 s between processes): an
+# author whose tier changed within this margin is both pulled and fanned out, so outdated tiers lose no tweet meanwhile.
 RETRY_MAX_S = 2.0
 # Maximum time in seconds that `start` waits for the first snapshot. If graph is unavailable, the service starts without
 # tiers. In a single-process mesh the snapshot arrives within milliseconds.

@@ -39,8 +39,9 @@ class PartitionProgress(NamedTuple):
 
 
 class Backlog:
-    """A queue of fetched entries in fetch order, and the offsets of the assigned partitions. If it has `max_entries`
-    entries, `is_full` returns True and the fetcher stops fetching. Thread-safe."""
+    """A queue of fetched records in fetch order, and for each assigned partition the offset up to which records were
+    fetched and applied. If it has `max_entries` records, `is_full` returns True and the fetcher stops fetching.
+    Thread-safe."""
 
     def __init__(self, max_entries: int) -> None:
         self._max_entries = max_entries

@@ -40,7 +40,7 @@ PREFETCH_MESSAGES, PREFETCH_KIB = 10_000, 16 * 1024
 # Maximum number of milliseconds that a broker waits for new events before it answers a fetch.
 FETCH_WAIT_MS = 200
 # Maximum number of seconds that a rebalance waits until the batch in progress is applied. If the batch takes longer,
-# the next owner of the partition gets its events again.
+# the next owner of the partition gets the events of the batch again.
 REVOKE_TIMEOUT_S = 10.0
 # Time limits in seconds of the last commit, and of `stop` as a whole.
 LAST_COMMIT_TIMEOUT_S, STOP_TIMEOUT_S = 3.0, 12.0

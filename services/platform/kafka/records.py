@@ -20,7 +20,7 @@ from services.platform.rpc.reasons import Reason
 PartitionKey = tuple[str, int]
 """Kafka's topic and the number of the partition."""
 
-# Maximum number of seconds of each request of Kafka's admin client and of `roost` commands; requests usually take
+# Timeout in seconds of each request that the admin client and `roost` commands send to Kafka; requests usually take
 # milliseconds.
 REQUEST_TIMEOUT_S = 10.0
 # Minimum number of seconds between two log lines with the same error code of one client.

@@ -149,7 +149,7 @@ class EmbeddedConsumer(Consumer):
         self._topics = json.dumps(list(topics))
         self._apply = apply
         self._max_batch = max_batch
-        # The last offset that was applied or skipped.
+        # The last offset that was applied or skipped; 0 if none was, because the first offset of this log is 1.
         self.position = 0
         # True if a `broadcast` consumer has a position, which is in memory only.
         self._has_position = False

@@ -16,8 +16,8 @@ MAX_FOUND = 1_000
 MAX_CHANGES = 1_000
 # Maximum number of prefixes per `most_used` call: a page of hashtags.
 MAX_COMPLETED = 100
-# Maximum number of terms in `any_exact`, and of ids in `ids`, per query. The index reads a posting list for each, and
-# OpenSearch rejects far longer lists.
+# Maximum number of terms in `any_exact`, and of ids in `ids`, per query. The index reads one posting list for each,
+# and OpenSearch rejects queries with far more terms.
 MAX_ANY = 2_000
 
 

@@ -28,7 +28,8 @@ MAX_ROUND_IDS = 300
 # Cached tweets are used only if their versions are unchanged.
 _hydrated = Counter("roost_hydration_tweets", "Tweets looked up by hydration, by where they came from.", ("source",))
 _from_cache, _from_owner = (_hydrated.labels(source) for source in ("cache", "owner"))
-# Ids hydrated in addition to those that the page needs: usually few are hidden, so that these suffice.
+# Number of ids hydrated beyond those that the page needs. Few tweets are hidden from a reader, so these usually fill the
+# page.
 _SPARE_IDS = 4
 
 

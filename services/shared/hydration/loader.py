@@ -205,7 +205,8 @@ class _Work:
         self.user_ids = list(users)
 
     def keys(self) -> tuple[int, ...]:
-        """Returns the version keys of everything that the tweets are made of."""
+        """Returns the version keys on which the tweets depend: of the tweets and nested tweets, their reactions, their
+        authors, and the states of parents and their authors."""
         shown = (*self._ids, *self.nested_ids)
         return (
             *(key_of(Kind.TWEET, i) for i in shown),

@@ -166,6 +166,7 @@ class HomeReader:
 
 
 def _build_wait_deadline() -> float:
-    """Returns the time on the monotonic clock, in seconds, until which a page may wait for a build or a pull."""
+    """Returns the time on the monotonic clock, in seconds, until which a read may wait for a build or a pull: BUILD_WAIT_S,
+    but RESPONSE_RESERVE_S less than the deadline of the call."""
     now = monotonic()
     return max(min(now + BUILD_WAIT_S, context.current().deadline - RESPONSE_RESERVE_S), now)

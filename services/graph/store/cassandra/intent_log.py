@@ -2,7 +2,8 @@
 the change.
 
 If a writer dies in between, its unfinished intent shows that follow-up writes of the change may be missing. The intents
-of one minute are in few partitions, so that the intents of concurrent changes are written as one batch.
+of one minute are in SHARDS partitions, few enough that a process can write the intents of concurrent changes to the
+same partition in one batch.
 """
 
 from __future__ import annotations

@@ -123,8 +123,8 @@ class Pair(NamedTuple):
         return tuple(edges)
 
     def changed(self, edges: Edges, change: WriteStamp, now_us: int) -> Pair:
-        """Returns the row after `change`. The stamp of the new row is later than the stored stamp, even if the clock
-        was set back."""
+        """Returns the row after `change`. The timestamp of the new row is later than that of the stored row, even if the
+        clock was set back."""
         last = json.dumps([self.edges, change.at_ms, change.event_ids, change.traceparent], separators=(",", ":"))
         return Pair(self.low, self.high, change.version, max(now_us, self.stamp + 1), last, edges)
 

@@ -33,7 +33,8 @@ class GraphChange(NamedTuple, Generic[T]):
 
 class Committer:
     """Commits transactions to one database. After each transaction it drops the entries of `visibility_cache` that the
-    transaction made outdated, calls the tier hooks with the changed tiers, and changes the versions of relations."""
+    transaction made outdated, calls the callbacks registered by `on_tier_change` with the changed tiers, and
+    changes the relation versions of the users whose edges changed."""
 
     def __init__(self, db: Database, versions: MemoryVersions, visibility_cache: SqliteVisibilityCache) -> None:
         self._writes = VersionedWrites(db, versions, Kind.RELATIONS)

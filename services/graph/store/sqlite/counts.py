@@ -43,8 +43,8 @@ class SqliteCountStore:
 def _apply_absence(
     connection: sqlite3.Connection, others: Sequence[Position], side: int, user_id: int, absent: bool
 ) -> None:
-    """Excludes the user from the counts of `others`, or includes the user again. Counts that are correct already stay
-    unchanged."""
+    """If `absent`, excludes the user from the follower or followee counts (`side`) of `others`, else includes the user
+    again. Counts that are correct already stay unchanged."""
     for _, other_id in others:
         # The follow may have been deleted since the list was read.
         follows = (user_id, other_id) if side == sql.OF_FOLLOWERS else (other_id, user_id)

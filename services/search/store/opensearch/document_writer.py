@@ -25,8 +25,8 @@ from services.search.store.opensearch import requests
 # The external version of a removal. It is larger than the version of every document, which is a time in Unix
 # milliseconds or a small counter.
 ABOVE_ALL = 1 << 62
-# Maximum number of attempts of a write, which fail if other processes write the same documents. After the last one the
-# write is rejected with UNAVAILABLE.
+# Maximum number of attempts of a write. An attempt fails if another process writes the same document at the same time.
+# If all attempts fail, the write is rejected with UNAVAILABLE.
 TRIES = 5
 
 
