@@ -96,5 +96,5 @@ def test_cors_origins_setting_is_split_and_normalised(monkeypatch: pytest.Monkey
     "origin", ["app.example.org", "https://a/b", "https://a/", "ftp://a", "null", "https://a,*", "https://"]
 )
 def test_cors_origins_setting_invalid_is_rejected(origin: str) -> None:
-    with pytest.raises(ValidationError, match="an origin is written as"):
+    with pytest.raises(ValidationError, match="must be origins such as"):
         Settings(cors_origins=origin)  # type: ignore[arg-type]
