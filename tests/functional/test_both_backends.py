@@ -19,8 +19,8 @@ from roost.search.v1 import search_service_pb2 as search
 
 from services.platform.periodic import PeriodicJob
 from services.platform.process import Process
-from services.shared.hydration import hydrator
-from services.shared.hydration.owner_responses import counts_or_empty
+from services.shared.hydration import loader
+from services.shared.hydration.owner_responses import Counts, counts_or_none
 from tests.conftest import LONG, SHORT, MeshFactory
 from tests.functional.both_backends import LOOK_AGAIN_S, Ask, Name, Twins
 from tests.home_stores import lengthen_deadlines
@@ -217,10 +217,10 @@ class History:
             await self.twins.ask(Ask(scan, caller="operator"))
 
 
-async def counted(call: Any) -> Any:
-    """Does as `counts_or_empty`, but a failed call fails the page, which is then requested again."""
+async def counted(call: Any) -> Counts | None:
+    """Does as `counts_or_none`, but a failed call fails the page, which is then requested again."""
     answer = await call
-    return await counts_or_empty(asyncio.sleep(0, answer))
+    return await counts_or_none(asyncio.sleep(0, answer))
 
 
 async def next_second() -> None:
@@ -383,7 +383,7 @@ OF_TWEETS = (
 async def test_backends_random_history_answer_alike(
     start_mesh: MeshFactory, monkeypatch: pytest.MonkeyPatch, length: str
 ) -> None:
-    monkeypatch.setattr(hydrator, "counts_or_empty", counted)
+    monkeypatch.setattr(loader, "counts_or_none", counted)
     changes: dict[str, Any] = {"clock_margin_s": MARGIN_S, "celebrity_threshold": THRESHOLD, "delete_grace_s": 0}
     twins = Twins([await start_mesh(backend=backend, **changes) for backend in ("embedded", "cluster")])
     for side in twins.sides:
