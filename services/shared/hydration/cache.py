@@ -88,9 +88,14 @@ class CachedTweet:
     def data(self, states: Mapping[int, int], hides_nested: bool) -> bytes:
         """Returns the serialized tweet with the reader's viewer states, which are indexes into VIEWER by tweet id. With
         `hides_nested`, a quoted tweet is a tombstone."""
-        if hides_nested or any(states.get(tweet_id) for tweet_id in self.stateful_ids):
-            return self.plain + VIEWER[states.get(self.id, 0)] + self._nested_field(hides_nested, states)
-        return self.whole
+        if not hides_nested:
+            # A loop, because `any` over a generator takes three times as long.
+            for tweet_id in self.stateful_ids:
+                if states.get(tweet_id):
+                    break
+            else:
+                return self.whole
+        return self.plain + VIEWER[states.get(self.id, 0)] + self._nested_field(hides_nested, states)
 
     def _nested_field(self, is_hidden: bool, states: Mapping[int, int]) -> bytes:
         tag = RETWEETED if self.original_id else QUOTED

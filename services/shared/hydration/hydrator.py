@@ -95,9 +95,7 @@ class Hydrator:
         start, size = 0, min(limit + limit // 4 + _SPARE_IDS, MAX_ROUND_IDS)
         while start < len(ids) and len(found) < limit:
             tweets = await self._tweets(view, ids[start : start + size], rules)
-            if (
-                check := self._readers.author_check(view, {i for tweet in tweets for i in tweet.author_ids})
-            ) is not None:
+            if (check := self._readers.author_check(view, _authors_of(tweets))) is not None:
                 await check
             shown = _shown(tweets, view, hide_muted, rules, limit - len(found))
             states = await self._readers.load_states(view, [tweet for tweet, _ in shown])
@@ -145,7 +143,7 @@ class Hydrator:
         records = [record for i in heads if (record := loaded.records.get(i)) is not None]
         calls: list[Any] = [self._loader.complete(records, view.reader_id, loaded.snapshot)]
         # Started before the other calls, so that over sockets they run at the same time.
-        if (check := self._readers.author_check(view, {i for tweet in admitted for i in tweet.author_ids})) is not None:
+        if (check := self._readers.author_check(view, _authors_of(admitted))) is not None:
             calls.append(check)
         complete, states = (await await_all(calls))[0]
         view.add_states(states)
@@ -167,6 +165,11 @@ class Hydrator:
             if (stamp := loaded.snapshot.stamp(keys)) is not None:
                 self._cache.tweets.put(i, Versioned(keys, stamp, head))
         return found
+
+
+def _authors_of(tweets: Sequence[CachedTweet]) -> set[int]:
+    """Returns the users whose blocks may hide something of the tweets."""
+    return set().union(*[tweet.author_ids for tweet in tweets])
 
 
 def _shown(
