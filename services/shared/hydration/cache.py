@@ -6,7 +6,8 @@ Every entry is a `Versioned` value: it is compared with the versions of what it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
 
 from services.platform.caching.generational import GenerationalCache
 from services.platform.versions import Kind, Versioned, Versions, key_of
@@ -17,12 +18,12 @@ from services.shared.hydration.parsed import TweetRecord
 MAX_TWEETS = 20_000
 # Authors in each of two generations, about 0.4 kB each.
 MAX_USERS = 20_000
-# Size of what is cached for readers, in ids of about 64 bytes, in each of two generations: at most 64 MB.
+# Size of each of the two caches of readers, in ids of about 100 bytes, in each of two generations: at most 200 MB in all.
 MAX_READER_IDS = 500_000
 # Size of a reader's entry beside its ids.
 _READER_WEIGHT = 12
-# Authors whose blocks, and tweets whose reactions, are cached for one reader: more than a reader sees in a day. An entry
-# that reaches this size is replaced by an empty one.
+# Maximum number of authors whose blocks, and of tweets whose reactions, are cached for one reader: more than a reader sees
+# in a day. An entry that would exceed it begins empty again.
 MAX_IDS_PER_READER = 5_000
 
 _NO_STATES: Mapping[int, int] = {}
@@ -104,20 +105,83 @@ class CachedTweet:
         return framed(tag, tombstone(self.quoted_id)) if self.quoted_id else b""
 
 
+# Viewer states: an index into VIEWER by tweet id, 0 for a tweet without any.
+ViewerStates = dict[int, int]
+
+
 class ReaderFilter:
     """The users whom a reader may not see: `hidden` are those whom the reader blocks, and those of `authors` who block
-    the reader. `authors` are the users about whom graph was asked."""
+    the reader. `authors` are the users about whom graph was asked, at most MAX_IDS_PER_READER."""
 
-    __slots__ = ("authors", "hidden", "muted")
+    __slots__ = ("authors", "hidden", "muted", "weight")
 
     def __init__(self) -> None:
         self.authors: set[int] = set()
         self.hidden: set[int] = set()
         self.muted: set[int] = set()
+        # The size when it was last counted.
+        self.weight = _READER_WEIGHT
+
+    def add(self, authors: Collection[int], hidden: Iterable[int], muted: Iterable[int]) -> None:
+        """Adds a response of graph about `authors`."""
+        if len(self.authors) + len(authors) > MAX_IDS_PER_READER:
+            self.authors.clear()
+        self.authors.update(authors)
+        self.hidden.update(hidden)
+        self.muted.update(muted)
+
+    def size(self) -> int:
+        """Returns the size in ids."""
+        return _READER_WEIGHT + len(self.authors) + len(self.hidden) + len(self.muted)
 
 
-# The viewer states of one reader: an index into VIEWER by tweet id, 0 for a tweet without any.
-ViewerStates = dict[int, int]
+class ReaderStates:
+    """The viewer states of one reader by tweet id, at most MAX_IDS_PER_READER."""
+
+    __slots__ = ("by_tweet", "weight")
+
+    def __init__(self) -> None:
+        self.by_tweet: ViewerStates = {}
+        # The size when it was last counted.
+        self.weight = _READER_WEIGHT
+
+    def add(self, states: ViewerStates) -> None:
+        """Adds viewer states."""
+        if len(self.by_tweet) + len(states) > MAX_IDS_PER_READER:
+            self.by_tweet = {}
+        self.by_tweet.update(states)
+
+    def size(self) -> int:
+        """Returns the size in ids."""
+        return _READER_WEIGHT + len(self.by_tweet)
+
+
+R = TypeVar("R", ReaderFilter, ReaderStates)
+
+
+class ReaderCache(Generic[R]):
+    """Entries by reader. They grow while they are cached, so their sizes are counted again after each growth."""
+
+    def __init__(self) -> None:
+        self._entries: GenerationalCache[int, Versioned[R]] = GenerationalCache(
+            MAX_READER_IDS, lambda entry: entry.value.weight
+        )
+
+    def get(self, reader_id: int) -> Versioned[R] | None:
+        """Returns the entry; None if there is none."""
+        return self._entries.get(reader_id)
+
+    def put(self, reader_id: int, entry: Versioned[R]) -> None:
+        """Stores the entry in place of an earlier one."""
+        self._entries.pop(reader_id)
+        entry.value.weight = entry.value.size()
+        self._entries.put(reader_id, entry)
+
+    def grew(self, reader_id: int) -> None:
+        """Counts the size of the reader's entry again, if there is one."""
+        entry = self._entries.get(reader_id)
+        if entry is not None:
+            self.put(reader_id, entry)
 
 
 class HydrationCache:
@@ -128,10 +192,8 @@ class HydrationCache:
         self.versions = versions
         self.tweets: GenerationalCache[int, Versioned[CachedTweet | None]] = GenerationalCache(MAX_TWEETS)
         self.users: GenerationalCache[int, Versioned[bytes]] = GenerationalCache(MAX_USERS)
-        self.filters: GenerationalCache[int, Versioned[ReaderFilter]] = GenerationalCache(
-            MAX_READER_IDS, lambda cached: _READER_WEIGHT + len(cached.value.hidden) + len(cached.value.muted)
-        )
-        self.states: GenerationalCache[int, Versioned[ViewerStates]] = GenerationalCache(MAX_READER_IDS // 20)
+        self.filters: ReaderCache[ReaderFilter] = ReaderCache()
+        self.states: ReaderCache[ReaderStates] = ReaderCache()
 
 
 def filter_keys(reader_id: int) -> tuple[int, ...]:

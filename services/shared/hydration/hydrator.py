@@ -146,7 +146,7 @@ class Hydrator:
         if (check := self._readers.author_check(view, _authors_of(admitted))) is not None:
             calls.append(check)
         complete, states = (await await_all(calls))[0]
-        view.add_states(states)
+        self._readers.add_states(view, states)
         return [done for tweet in admitted if (done := tweet if tweet.whole else complete.get(tweet.id)) is not None]
 
     async def _load(self, view: ReaderView, ids: Sequence[int]) -> _Loaded:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any
 
 import grpc.aio
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 
-from services.platform.caching.generational import GenerationalCache
 from services.platform.versions import Versioned
 from services.shared.hydration.cache import (
-    MAX_IDS_PER_READER,
     CachedTweet,
     HydrationCache,
+    R,
+    ReaderCache,
     ReaderFilter,
+    ReaderStates,
     ViewerStates,
     filter_keys,
     states_keys,
 )
 from services.shared.hydration.loader import TweetLoader
-
-V = TypeVar("V")
 
 
 class ReaderView:
@@ -31,34 +31,25 @@ class ReaderView:
 
     __slots__ = ("filter", "reader_id", "states")
 
-    def __init__(self, reader_id: int, reader_filter: ReaderFilter, states: ViewerStates) -> None:
+    def __init__(self, reader_id: int, reader_filter: ReaderFilter, states: ReaderStates) -> None:
         self.reader_id = reader_id
         self.filter = reader_filter
         self.states = states
-
-    def add_states(self, states: ViewerStates) -> None:
-        """Adds viewer states; drops the earlier ones if there would be more than MAX_IDS_PER_READER."""
-        if len(self.states) + len(states) > MAX_IDS_PER_READER:
-            self.states.clear()
-        self.states.update(states)
 
 
 class AuthorCheck:
     """A call of graph in progress. Awaiting it adds the response to the reader's filter, or raises AioRpcError."""
 
-    def __init__(self, reader_filter: ReaderFilter, user_ids: Collection[int], call: Any) -> None:
-        self._filter = reader_filter
+    def __init__(self, view: ReaderView, cache: HydrationCache, user_ids: Collection[int], call: Any) -> None:
+        self._view = view
+        self._cache = cache
         self._user_ids = user_ids
         self._call = call
 
     def __await__(self) -> Generator[Any, None, None]:
         answer = yield from self._call.__await__()
-        known = self._filter
-        if len(known.authors) + len(self._user_ids) > MAX_IDS_PER_READER:
-            known.authors.clear()
-        known.authors.update(self._user_ids)
-        known.hidden.update(answer.blocked_ids, answer.blocked_by_ids)
-        known.muted.update(answer.muted_ids)
+        self._view.filter.add(self._user_ids, chain(answer.blocked_ids, answer.blocked_by_ids), answer.muted_ids)
+        self._cache.filters.grew(self._view.reader_id)
 
     def cancel(self) -> None:
         """Cancels the call."""
@@ -77,7 +68,7 @@ class ReaderViews:
     async def open(self, reader_id: int) -> ReaderView:
         """Returns the view of a reader, with what is cached and current."""
         if not reader_id:
-            return ReaderView(0, ReaderFilter(), {})
+            return ReaderView(0, ReaderFilter(), ReaderStates())
         cached = self._cache
         reader_filter, states = cached.filters.get(reader_id), cached.states.get(reader_id)
         known: list[Versioned[Any]] = [entry for entry in (reader_filter, states) if entry is not None]
@@ -88,11 +79,8 @@ class ReaderViews:
         await snapshot.read((*filter_keys(reader_id), *states_keys(reader_id)))
 
         def renewed(
-            entry: Versioned[V] | None,
-            keys: tuple[int, ...],
-            cache: GenerationalCache[int, Versioned[V]],
-            empty: Callable[[], V],
-        ) -> V:
+            entry: Versioned[R] | None, keys: tuple[int, ...], cache: ReaderCache[R], empty: Callable[[], R]
+        ) -> R:
             if entry is not None and current[id(entry)]:
                 return entry.value
             value, stamp = empty(), snapshot.stamp(keys)
@@ -103,7 +91,7 @@ class ReaderViews:
         return ReaderView(
             reader_id,
             renewed(reader_filter, filter_keys(reader_id), cached.filters, ReaderFilter),
-            renewed(states, states_keys(reader_id), cached.states, dict),
+            renewed(states, states_keys(reader_id), cached.states, ReaderStates),
         )
 
     def author_check(self, view: ReaderView, user_ids: Collection[int]) -> AuthorCheck | None:
@@ -113,14 +101,21 @@ class ReaderViews:
             return None
         unknown = set(user_ids) - view.filter.authors
         request = graph.GetVisibilityFilterRequest(user_id=view.reader_id, candidate_ids=unknown)
-        return AuthorCheck(view.filter, unknown, self._get_filter(request))
+        return AuthorCheck(view, self._cache, unknown, self._get_filter(request))
 
     async def load_states(self, view: ReaderView, tweets: Iterable[CachedTweet]) -> Mapping[int, int]:
         """Returns viewer states that include those of these tweets (≤ 300), after loading the ones that the view does
         not know."""
-        states = view.states
+        # The page of another task may add to this dict or replace it meanwhile, but removes nothing from it.
+        states = view.states.by_tweet
         if view.reader_id and (unknown := {i for tweet in tweets for i in tweet.stateful_ids if i not in states}):
             loaded = await self._loader.viewer_states(view.reader_id, list(unknown))
+            self.add_states(view, loaded)
             states = {**states, **loaded}
-            view.add_states(loaded)
         return states
+
+    def add_states(self, view: ReaderView, states: ViewerStates) -> None:
+        """Adds viewer states to the view and the cache."""
+        if states:
+            view.states.add(states)
+            self._cache.states.grew(view.reader_id)

@@ -168,7 +168,7 @@ async def test_page_without_engagement_is_not_cached(cached: Cached) -> None:
 
 
 async def test_memory_of_reader_is_bounded(cached: Cached, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.shared.hydration.readers.MAX_IDS_PER_READER", 2)
+    monkeypatch.setattr("services.shared.hydration.cache.MAX_IDS_PER_READER", 2)
     cached.world.likes = {(READER, PLAIN), (READER, ORIGINAL)}
     cached.world.blocks = {(READER, CAT)}
     for _ in range(3):
@@ -176,4 +176,5 @@ async def test_memory_of_reader_is_bounded(cached: Cached, monkeypatch: pytest.M
     states, reader_filter = cached.cache.states.get(READER), cached.cache.filters.get(READER)
     assert states is not None
     assert reader_filter is not None
-    assert (len(states.value), len(reader_filter.value.authors)) <= (2, 3)
+    assert (len(states.value.by_tweet), len(reader_filter.value.authors)) <= (2, 3)
+    assert (states.value.weight, reader_filter.value.weight) == (states.value.size(), reader_filter.value.size())
