@@ -8,6 +8,7 @@ import pytest
 
 from services.identity.password_rules import check_new_password
 from services.platform.rpc import errors
+from tests.growth import RUNS
 
 NAMES = ("AdaLovelace", "Ada.Lovelace@example.com", "Ada.Lovelace")
 # Seconds: far more than the worst case takes, far less than a user would notice.
@@ -56,6 +57,10 @@ async def test_check_new_password_strong_is_accepted(password: str) -> None:
 
 @pytest.mark.parametrize("password", ["\ufdfa" * 255 + "x", "ab" * 127 + "ba", "\u0958" * 255 + "x", "1!" * 127 + "aa"])
 async def test_check_new_password_hostile_text_is_fast(password: str) -> None:
-    began = time.process_time()
-    await check_new_password(password, NAMES, "password")
-    assert time.process_time() - began < WITHIN_S
+    found = []
+    for _ in range(RUNS):
+        began = time.process_time()
+        await check_new_password(password, NAMES, "password")
+        found.append(time.process_time() - began)
+    # The least of several: other work on the machine makes single runs slower.
+    assert min(found) < WITHIN_S
