@@ -195,8 +195,9 @@ class SharedVersions(SharedKeyClient, SharedUserRefs):
     async def _versions_on(self, connection: RedisConnection, keys: Sequence[int]) -> list[bytes | None]:
         """Returns the values of version keys that are all on the node of `connection`. Writes new versions for those
         that are missing, except of users. Raises UNAVAILABLE if the node does not answer."""
-        kinds = [split_key(key)[0] for key in keys]
-        names = [redis_key(*split_key(key), connection) for key in keys]
+        parts = [split_key(key) for key in keys]
+        kinds = [kind for kind, _ in parts]
+        names = [redis_key(*part, connection) for part in parts]
         values = await self._values_of(names, connection)
         missing = [at for at, value in enumerate(values) if value is None and kinds[at] in VERSION_TTLS_MS]
         if missing:
