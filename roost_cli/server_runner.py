@@ -186,8 +186,8 @@ async def _print_unreachable_peers(process: Process) -> None:
 
 
 async def _stop_at_end_of_stdin(stopping: asyncio.Event) -> None:
-    """Sets `stopping` at the end of stdin. Stdin is a pipe from the parent process, so it ends when the parent ends,
-    also if the parent was killed."""
+    """Makes the event loop set `stopping` at the end of stdin, and returns without waiting for that end. Stdin is a
+    pipe from the parent process, so it ends when the parent ends, even if the parent was killed."""
 
     class End(asyncio.Protocol):
         def connection_lost(self, exc: Exception | None) -> None:

@@ -49,8 +49,7 @@ class Layout:
         return usual + self.shift
 
     def say(self, name: str, words: str) -> None:
-        """Prints a line with the server's name and `words` to stderr, after the seconds since the command began.
-        Thread-safe."""
+        """Prints a line to stderr: the seconds since the command began, the server's name and `words`. Thread-safe."""
         with _speaking:
             sys.stderr.write(f"{time.monotonic() - self.began:5.1f} s  {name:<12} {words}\n")
             sys.stderr.flush()

@@ -53,7 +53,7 @@ def down(layout: Layout, names: Sequence[str], *, wipe: bool, kill: bool = False
 
 
 def status(layout: Layout, names: Iterable[str]) -> list[Row]:
-    """Returns one row with the current state of each server."""
+    """Returns one row for each server, with its current state."""
     return [_status(layout, name) for name in names]
 
 

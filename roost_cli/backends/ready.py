@@ -26,7 +26,8 @@ _MAX_ANSWER = 1 << 20
 
 
 def cassandra(port: int, host: str = HOST) -> bool:
-    """Returns whether a CQL query succeeds. Raises one of the exceptions in NOT_YET if the server does not respond."""
+    """Returns True if a CQL query succeeds, False if the server answers it with an error. Raises one of the exceptions
+    in NOT_YET if the server does not respond within ANSWER_WITHIN_S seconds."""
     query = b"SELECT release_version FROM system.local"
     with _connect(port, host) as connection:
         _send_cql(connection, _STARTUP, struct.pack(">H", 1) + _short(b"CQL_VERSION") + _short(b"3.0.0"))

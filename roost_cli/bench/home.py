@@ -99,16 +99,19 @@ class BenchPlan:
 
 def run(plan: BenchPlan, grpc: str | None, http_address: str | None, markdown: Path | None) -> None:
     """Measures reads of home timelines of the mesh at the gRPC address `grpc` (None: the mesh that runs on this
-    machine) and prints the table.
+    machine) and prints a table of the results.
 
-    `http_address` is the address of the gateway (None: the one in the mesh's run file). Also writes the table into the
-    document `markdown`, if it is not None. Raises CommandError if wrk is missing, if the mesh cannot be reached or
-    read, or if its rate limits are on.
+    `http_address` is the address of the gateway (None: the one in the mesh's run file). If `markdown` is not None, also
+    replaces the previous table in this Markdown document. Raises CommandError if wrk is missing, if the mesh cannot be
+    reached or does not run on this machine, if a read fails, if every home timeline is empty, if rate limits are on, or
+    if the document has no markers for the table.
     """
     wrk.program()
     mesh = target.find(grpc)
     token = mesh.operator_token or mesh.operator()[0][1]
-    found = next(run for run in runfile.running() if run.operator_token == token)
+    found = next((run for run in runfile.running() if run.operator_token == token), None)
+    if found is None:
+        raise CommandError(f"the mesh at {mesh.address} does not run on this machine: run the benchmark on its machine")
     address = http_address or found.http
     if not address:
         raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")

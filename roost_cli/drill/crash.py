@@ -1,6 +1,7 @@
 """The crash drill: repeatedly kills a mesh under load with SIGKILL, and starts it again.
 
-After each start it checks that every acknowledged write exists exactly once, and that home timelines are exact. It
+After each start it checks that every acknowledged write had its effect exactly once, and that the home timelines of
+some users are exact, that is, equal to those that `roost verify` computes from the data of the other services. It
 reports each violation. A register is a boolean fact that writes set, such as "user A follows user B" (see `history`).
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import grpc
 
 from roost_cli import connection
-from roost_cli.drill.history import Faults, History, Kind, Outcome, Register
+from roost_cli.drill.history import History, Kind, Outcome, Register, Violations
 from roost_cli.drill.observe import observe, without_receipt
 from roost_cli.drill.single_process_mesh import ChildMesh, MeshLauncher
 from roost_cli.exit_codes import FAULTS, CommandError
@@ -75,9 +76,10 @@ _REFUSALS = frozenset({grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DEN
 class Result:
     """The result of a crash drill.
 
-    `acknowledged` and `unknown` count writes by outcome. `killed_restarts` counts the restarts that were killed, and
-    `startups_s` has the duration in seconds of all other starts. `lost`, `duplicated` and `strange` describe
-    violations, one text each (see `history.Faults`). `homes_exact` is true if every home timeline was exact at the end.
+    `acknowledged` and `unknown` count writes by outcome. `killed_restarts` counts the restarts that were killed;
+    `startups_s` has one duration in seconds for each of the other starts. `lost`, `duplicated` and `strange` describe
+    violations, one text each (see `history.Violations`). `homes_exact` is true if at the end every home timeline was
+    exact, that is, equal to the one that `roost verify` computes from the data of the other services.
     """
 
     rounds: int = 0
@@ -95,11 +97,11 @@ class Result:
         """Returns whether there are no violations and every home timeline is exact."""
         return self.homes_exact and not (self.lost or self.duplicated or self.strange)
 
-    def add(self, faults: Faults) -> None:
+    def add(self, violations: Violations) -> None:
         """Adds the violations that one check of the history found."""
-        self.lost.extend(faults.lost)
-        self.duplicated.extend(faults.duplicated)
-        self.strange.extend(faults.strange)
+        self.lost.extend(violations.lost)
+        self.duplicated.extend(violations.duplicated)
+        self.strange.extend(violations.strange)
 
 
 class CrashDrill:

@@ -75,9 +75,10 @@ class Observed:
     listed: dict[int, list[int]] = field(default_factory=dict)
 
 
-class Faults(NamedTuple):
-    """Violations, one text each: lost acknowledged writes, writes that had their effect more than once, and data that
-    no acknowledged or unknown write created (`strange`)."""
+class Violations(NamedTuple):
+    """The violations that a check found, one text each. `lost`: acknowledged writes without an effect. `duplicated`:
+    writes with more than one effect. `strange`: data that no write can have created; only an acknowledged write and a
+    write whose outcome is unknown create data."""
 
     lost: list[str]
     duplicated: list[str]
@@ -149,9 +150,9 @@ class History:
         """Returns the number of entries of the history by outcome."""
         return Counter(event.outcome for event in self.log)
 
-    def check(self, observed: Observed) -> Faults:
+    def check(self, observed: Observed) -> Violations:
         """Compares the observed data with the history and returns the violations."""
-        faults = Faults([], [], [])
+        violations = Violations([], [], [])
         by_text: defaultdict[str, list[int]] = defaultdict(list)
         retweets: Counter[tuple[int, int]] = Counter()
         for tweet_id, tweet in observed.tweets.items():
@@ -164,17 +165,17 @@ class History:
             if found is None:
                 continue
             if found > 1:
-                faults.duplicated.append(self._told(register, f"is there {found} times"))
+                violations.duplicated.append(self._told(register, f"is there {found} times"))
             elif bool(found) not in possible:
-                kind = faults.strange if found else faults.lost
+                kind = violations.strange if found else violations.lost
                 kind.append(self._told(register, "is there" if found else "is not there"))
-        faults.duplicated.extend(
+        violations.duplicated.extend(
             self._told(event.register, event.detail)
             for event in self.log
             if event.outcome is Outcome.OK and event.detail
         )
-        self._check_lists(observed, faults)
-        return faults
+        self._check_lists(observed, violations)
+        return violations
 
     def _found(
         self,
@@ -211,7 +212,7 @@ class History:
             retweets[user_id, int(subject)] if kind is Kind.RETWEET else int((user_id, int(subject)) in observed.likes)
         )
 
-    def _check_lists(self, observed: Observed, faults: Faults) -> None:
+    def _check_lists(self, observed: Observed, violations: Violations) -> None:
         """Adds violations if the user timeline of an author does not contain each of the author's live tweets exactly
         once, retweets excluded."""
         standing: defaultdict[int, set[int]] = defaultdict(set)
@@ -221,11 +222,11 @@ class History:
         for author_id, listed in observed.listed.items():
             twice = len(listed) - len(set(listed))
             if twice:
-                faults.duplicated.append(f"the list of {author_id} repeats {twice} tweets")
+                violations.duplicated.append(f"the list of {author_id} repeats {twice} tweets")
             if missing := standing[author_id] - set(listed):
-                faults.lost.append(f"the list of {author_id} lacks {sorted(missing)[:3]}")
+                violations.lost.append(f"the list of {author_id} lacks {sorted(missing)[:3]}")
             if extra := set(listed) - standing[author_id]:
-                faults.strange.append(f"the list of {author_id} holds {sorted(extra)[:3]}")
+                violations.strange.append(f"the list of {author_id} holds {sorted(extra)[:3]}")
 
     def _told(self, register: Register, found: str) -> str:
         events = [event for event in self.log if event.register == register]

@@ -21,7 +21,7 @@ import grpc
 import orjson
 
 from roost_cli import connection
-from roost_cli.drill.history import Faults, History, Kind, Outcome, Register
+from roost_cli.drill.history import History, Kind, Outcome, Register, Violations
 from roost_cli.drill.http_client import HttpClient, HttpResponse
 from roost_cli.drill.multi_process_mesh import MultiProcessMesh
 from roost_cli.drill.observe import observe
@@ -77,8 +77,9 @@ class Result:
     `failed` counts the requests that failed, `by_service` those by the service that was killed last, and `failures`
     describes the first of them. `slow` counts the requests that failed because the store was too slow, and succeeded
     when they were repeated. `recoveries_s` and `longest_s` (the longest response time) are in seconds. `acknowledged`
-    and `unknown` count writes by outcome. `lost`, `duplicated` and `strange` describe violations (see
-    `history.Faults`).
+    and `unknown` count writes by outcome. `lost`, `duplicated` and `strange` describe violations, one text each (see
+    `history.Violations`). `homes_exact` is true if at the end every home timeline was exact, that is, equal to the one
+    that `roost verify` computes from the data of the other services.
     """
 
     rounds: int = 0
@@ -103,11 +104,11 @@ class Result:
         timeline is exact."""
         return self.homes_exact and not (self.failed or self.slow or self.lost or self.duplicated or self.strange)
 
-    def add(self, faults: Faults) -> None:
+    def add(self, violations: Violations) -> None:
         """Adds the violations that a check of the history found."""
-        self.lost.extend(faults.lost)
-        self.duplicated.extend(faults.duplicated)
-        self.strange.extend(faults.strange)
+        self.lost.extend(violations.lost)
+        self.duplicated.extend(violations.duplicated)
+        self.strange.extend(violations.strange)
 
 
 async def kill_process(mesh_processes: MultiProcessMesh, label: str) -> float:
@@ -180,8 +181,8 @@ class KillDrill:
         return [Client(self, actors, user, users) for user in users]
 
     def _reset_timings(self) -> None:
-        """Resets the longest response time, because the caches were empty at the first requests. Does not reset the
-        failures, because a request may not fail before the first kill either."""
+        """Resets the longest response time, because the first requests found empty caches. Keeps the counts of
+        failures, because no request should fail, even before the first kill."""
         self.result.longest_s = 0.0
 
     async def _under_load(
@@ -300,8 +301,8 @@ class Client:
             await asyncio.sleep(PAUSE_S * chance.uniform(0.5, 1.5))
 
     async def repeat(self, register: Register, value: bool) -> None:
-        """Sends the write that sets `register` to `value`, whose outcome is unknown, until the mesh acknowledges or
-        refuses it.
+        """Repeats a write whose outcome is unknown, until the mesh acknowledges or refuses it. The write sets
+        `register` to `value`.
 
         Raises CommandError, which ends the drill, if the outcome is still unknown after REPEATS attempts.
         """

@@ -57,7 +57,9 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
         await super().stop()
 
     async def RegisterInstance(self, request: pb.RegisterInstanceRequest, context: Any) -> pb.RegisterInstanceResponse:
-        """Registers the instance for LEASE_MS. Raises RESOURCE_EXHAUSTED if the service has MAX_INSTANCES."""
+        """Registers the instance for LEASE_MS milliseconds. A second call for the same instance id renews its lease
+        and replaces its address. Raises RESOURCE_EXHAUSTED if the instance is new and the service already has
+        MAX_INSTANCES instances."""
         leases = self._services.setdefault(request.service, {})
         known = leases.get(request.instance_id)
         if known is None and len(leases) >= MAX_INSTANCES:
@@ -71,8 +73,8 @@ class RegistryServicer(pb_grpc.RegistryServiceServicer, BackgroundWorker):
         return pb.RegisterInstanceResponse(lease_ms=LEASE_MS)
 
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: Any) -> pb.RenewLeaseResponse:
-        """Extends the lease to LEASE_MS from now. Raises NOT_FOUND if the instance has no lease and must register
-        again."""
+        """Extends the lease to LEASE_MS milliseconds from now. Raises NOT_FOUND if the instance has no lease; it must
+        then register again."""
         lease = self._services.get(request.service, {}).get(request.instance_id)
         if lease is None:
             raise errors.not_found("the instance has no lease: register it again")

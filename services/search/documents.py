@@ -47,7 +47,7 @@ def user_document(
     username = tag_key(user.username)
     exact = {username_term(username): None}
     exact |= dict.fromkeys(handle_prefix_term(username[:length]) for length in range(1, len(username) + 1))
-    # Words of a username may be separated by underscores, which `words` does not split.
+    # `words` does not split a text at underscores, but underscores often separate the words of a username.
     for word in {*words(user.display_name), *words(user.username), *words(user.username.replace("_", " "))}:
         exact |= dict.fromkeys(
             name_prefix_term(word[:length]) for length in range(1, min(len(word), MAX_PREFIX_CHARS) + 1)

@@ -56,7 +56,8 @@ log = structlog.get_logger(__name__)
 
 
 class OutboxPartition(NamedTuple):
-    """Partition key of an outbox row: `shard` is the event's key modulo SHARDS, `minute` is in Unix minutes."""
+    """The partition key of an outbox row. `shard` is the event's key modulo SHARDS. `minute` is the Unix minute of the
+    event id; it is the minute of the write if the two times differ by more than `outbox.MAX_ID_AGE_MS`."""
 
     shard: int
     minute: int

@@ -71,12 +71,13 @@ class LeaseTiming(NamedTuple):
     mint_s: float
 
 
-# A leased worker id. Minting ends 20 s before another process may lease the worker id, in case the clock of a Cassandra
-# node is wrong by 20 s.
+# The times for a leased worker id. Minting ends 20 s before another process may lease the worker id, in case the clock
+# of a Cassandra node is wrong by up to 20 s.
 LEASED = LeaseTiming(60, 20.0, 40.0)
-# A worker id that the setting `worker_id` sets (an ordinal). After kill -9 the next process with the same ordinal waits
-# until its clock has passed the high-water mark, so each renewal raises the mark only 5 s ahead. The row has no TTL,
-# because no other process uses the ordinal.
+# The times for an ordinal, that is, a worker id from the setting `worker_id`. The row has no TTL, because no other
+# process uses the ordinal. Each renewal raises the high-water mark to only 5 s ahead of the clock, because after
+# kill -9 the next process with this ordinal waits until its clock has passed the mark. A renewal every 2 s leaves 3 s
+# for a renewal that is slow or must be repeated.
 ORDINAL = LeaseTiming(0, 2.0, 5.0)
 
 

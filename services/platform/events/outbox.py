@@ -22,7 +22,7 @@ class PendingEvents(Protocol):
         """
 
 
-# The outboxes of this process. Weak references, so that closed stores are removed automatically.
+# The outboxes of this process. The references are weak, so an outbox leaves the set when nothing else refers to it.
 _sources: weakref.WeakSet[PendingEvents] = weakref.WeakSet()
 
 

@@ -39,8 +39,8 @@ class PartitionProgress(NamedTuple):
 
 
 class Backlog:
-    """A queue of fetched records in fetch order, and for each assigned partition the offset up to which records were
-    fetched and applied. If it has `max_entries` records, `is_full` returns True and the fetcher stops fetching.
+    """A queue of fetched messages in fetch order, and two offsets of each assigned partition: the next one to fetch and
+    the next one to apply. If `max_entries` messages are queued, `is_full` returns True and the fetcher stops fetching.
     Thread-safe."""
 
     def __init__(self, max_entries: int) -> None:

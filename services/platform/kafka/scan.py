@@ -12,7 +12,7 @@ from confluent_kafka import KafkaError, Message, TopicPartition
 from services.platform.config import Settings
 from services.platform.kafka.records import PartitionKey, client_settings, unavailable
 
-# Seconds without a message or an end of a partition after which the brokers count as unavailable.
+# If no message and no end-of-partition event arrives for this many seconds, the brokers count as unavailable.
 READ_TIMEOUT_S = 5.0
 _POLL_S = 0.2
 _CONSUME_MESSAGES = 500
@@ -24,7 +24,7 @@ def scan(
     """Yields the messages of every partition from its start offset to its end, at most `max_per_partition` of each.
 
     The messages of one partition come in order. Blocks the calling thread: call it outside the event loop's thread.
-    Raises UNAVAILABLE if the brokers send nothing for READ_TIMEOUT_S.
+    Raises UNAVAILABLE if no message and no end-of-partition event arrives for READ_TIMEOUT_S seconds.
     """
     if not start_offsets:
         return

@@ -80,7 +80,8 @@ class Node:
     that a bulk of 10,000 writes does not delay a read."""
 
     def __init__(self, name: str, connect: Connect, clock: Callable[[], float]) -> None:
-        """`connect` opens a connection to the server; `clock` returns monotonic seconds."""
+        """`name` names the server in error texts, such as its host:port. `connect` opens a connection to the server;
+        `clock` returns monotonic seconds."""
         self.name = name
         self._dial = connect
         self._clock = clock

@@ -90,8 +90,8 @@ async def fill_page(
     does not answer.
     """
     tweets: list[HydratedTweet] = []
-    # Collects the positions of all batches, because the last tweet of the page may be from an earlier batch than the
-    # visible tweet after it.
+    # The positions of the ids of all batches so far. If one tweet more than the page needs is found, the position of the
+    # page's last tweet is returned, and that tweet may be from an earlier batch.
     positions: dict[int, int] = {}
     next_position = 0
     async for batch in batches:

@@ -1,1 +1,2 @@
-"""Rules of text that several services share: visible characters and line breaks."""
+"""Functions for texts that several services share: one checks that a text has a visible character, another normalizes
+line breaks."""

@@ -45,8 +45,8 @@ class TweetStore(Protocol):
     async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
         """Stores a new tweet and returns its id. `claim` is None if the request has no idempotency key.
 
-        Stores nothing, and returns the id of the tweet that exists, if the key already created a tweet with the same
-        body, or if the tweet is a retweet and its author's retweet of the same original is live.
+        Stores nothing, and returns the id of the tweet that exists, if a request with the same key already created a
+        tweet with the same body, or if the tweet is a retweet and its author's retweet of the same original is live.
 
         Raises ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) if the key was used with another body; NOT_FOUND if the parent,
         the quoted tweet or the original is hidden or does not exist; PERMISSION_DENIED (REMOVED) if a moderator removed

@@ -6,6 +6,7 @@ from roost.tweet.v1 import tweet_pb2, tweet_service_pb2
 
 
 def first_revision(core: bytes) -> tweet_service_pb2.TweetRevision:
-    """Returns version 1 of a tweet that was never edited. `core` is its serialized Tweet message."""
+    """Returns the only revision, number 1, of a tweet that was never edited. `core` is the tweet's serialized Tweet
+    message."""
     tweet = tweet_pb2.Tweet.FromString(core)
     return tweet_service_pb2.TweetRevision(version=1, text=tweet.text, created_at=tweet.created_at)

@@ -397,7 +397,8 @@ def _page(
 ) -> list[int]:
     bounded = _below(query, collection, bound)
     found = searcher.search(bounded, limit, count=False, order_by_field=collection.value, order=tantivy.Order.Desc)
-    # Documents of the other collection have no value in this id field.
+    # The Tantivy index contains both collections, each with its own id field. A query without a condition on this id
+    # field can match documents of the other collection, whose value here is None.
     return [key for key, _ in found.hits if key is not None]
 
 

@@ -1,4 +1,5 @@
-"""Appends tweet ids to home timelines in Redis by LPUSHX, and trims or deletes lists that become too long."""
+"""Appends tweet ids to the home timelines that have a list in Redis, by LPUSHX. Trims a list that becomes too long, and
+deletes it if its trims fail repeatedly (see `ListLimits`)."""
 
 from __future__ import annotations
 

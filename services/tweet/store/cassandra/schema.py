@@ -93,13 +93,13 @@ KEYSPACES = {KEYSPACE: (_TWEETS, OUTBOX_MIGRATION)}
 
 
 def month_of(tweet_id: int) -> int:
-    """Returns the month bucket of the id: the number of the 30-day period since 1970. Larger ids never have a smaller
-    bucket."""
+    """Returns the month bucket of the id: the whole 30-day periods from the Unix epoch to the time in the id. Larger
+    ids never have a smaller bucket."""
     return timestamp_ms(tweet_id) // MONTH_MS
 
 
 def hour_of(tweet_id: int) -> int:
-    """Returns the hour bucket of the id: the number of the hour since 1970."""
+    """Returns the hour bucket of the id: the whole hours from the Unix epoch to the time in the id."""
     return timestamp_ms(tweet_id) // HOUR_MS
 
 

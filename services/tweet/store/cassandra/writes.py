@@ -94,7 +94,7 @@ class BatchWriter:
     ) -> bool:
         """Changes the versions of tweets (content and counts), authors (lists and counts), conversations (`threads`,
         the tree of replies) and of the states of tweets (live or not) after a committed write. Returns False if Redis
-        did not accept all of them. Other processes then use older cached values until these expire, or until the
+        did not accept all changes. Other processes then use older cached values until these expire, or until the
         consumer of the event changes the versions again."""
         changed = {Kind.TWEET: tweet_ids, Kind.AUTHOR: author_ids, Kind.THREAD: threads, Kind.TWEET_STATE: states}
         keys = [key_of(kind, i) for kind, ids in changed.items() for i in ids]

@@ -12,7 +12,7 @@ import pytest
 from roost_cli.drill import kill, single_process_mesh
 from roost_cli.drill.command import Fault, report_requests
 from roost_cli.drill.crash import CrashDrill, Result
-from roost_cli.drill.history import Faults
+from roost_cli.drill.history import Violations
 from roost_cli.exit_codes import CommandError
 from roost_cli.main import run
 from services.platform.config import child_environment, runtime_dir
@@ -48,7 +48,7 @@ def test_drill_any_fault_returns_1(result: Result, change: str, capsys: pytest.C
         case "slow":
             result.startups_s.append(10.5)
         case _:
-            result.add(Faults(**({"lost": [], "duplicated": [], "strange": []} | {change: ["the post of 7"]})))
+            result.add(Violations(**({"lost": [], "duplicated": [], "strange": []} | {change: ["the post of 7"]})))
     assert run(["drill", "crash", "--rounds", "3"]) == 1
     if change in ("lost", "duplicated", "strange"):
         assert "the post of 7" in capsys.readouterr().out
@@ -104,7 +104,7 @@ def test_drill_kill_with_failed_requests_returns_1(change: str, capsys: pytest.C
         case "slow":
             found.slow = 1
         case "lost" | "duplicated" | "strange":
-            found.add(Faults(**({"lost": [], "duplicated": [], "strange": []} | {change: ["the post of 7"]})))
+            found.add(Violations(**({"lost": [], "duplicated": [], "strange": []} | {change: ["the post of 7"]})))
     assert found.clean == (change == "none")
     report_requests(Fault.KILL, found, 3.0)
     if change == "failed":

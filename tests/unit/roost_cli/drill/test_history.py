@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from roost_cli.drill.history import Faults, History, Kind, Observed, ObservedTweet, Register
+from roost_cli.drill.history import History, Kind, Observed, ObservedTweet, Register, Violations
 
 ANN, BEN = 1, 2
 POST = Register(Kind.POST, ANN, "key:1")
@@ -31,8 +31,8 @@ def posted(history: History) -> None:
     history.ok(POST, 100)
 
 
-def kinds(faults: Faults) -> tuple[int, int, int]:
-    return len(faults.lost), len(faults.duplicated), len(faults.strange)
+def kinds(violations: Violations) -> tuple[int, int, int]:
+    return len(violations.lost), len(violations.duplicated), len(violations.strange)
 
 
 def test_check_acknowledged_post_must_exist_once(history: History) -> None:
