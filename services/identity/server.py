@@ -58,7 +58,9 @@ async def build(context: ServiceContext) -> Service:
         name=context.name,
         servicers={
             "roost.identity.v1.AuthService": auth,
-            "roost.identity.v1.UserService": UserService(stores.accounts, hydrator, events, context.ids, KeyedLocks()),
+            "roost.identity.v1.UserService": UserService(
+                stores.accounts, hydrator, events, context.ids, KeyedLocks(), context.clock
+            ),
         },
         workers=opened.workers,
         resources=(stores, passwords),

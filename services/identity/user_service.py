@@ -52,12 +52,19 @@ class KeyedLocks(Protocol):
 
 
 class UserService(UserServiceServicer):
-    """Reads and changes profiles and account states."""
+    """Reads and changes profiles and account states. `clock` returns Unix seconds."""
 
     def __init__(
-        self, accounts: AccountStore, hydrator: UserHydrator, events: EventBuilder, ids: Snowflake, locks: KeyedLocks
+        self,
+        accounts: AccountStore,
+        hydrator: UserHydrator,
+        events: EventBuilder,
+        ids: Snowflake,
+        locks: KeyedLocks,
+        clock: Callable[[], float],
     ) -> None:
         self._accounts = accounts
+        self._clock = clock
         self._locks = locks
         self._hydrator = hydrator
         self._events = events
@@ -181,7 +188,9 @@ class UserService(UserServiceServicer):
                     return accounts[0]
                 account, body = change
                 ends = account.state != user_pb2.USER_STATE_ACTIVE
-                if await self._accounts.replace(account, [await self._events.record(body)], end_sessions=ends):
+                deactivated_s = int(self._clock()) if account.state == user_pb2.USER_STATE_DEACTIVATED else None
+                records = [await self._events.record(body)]
+                if await self._accounts.replace(account, records, end_sessions=ends, deactivated_s=deactivated_s):
                     return account
         raise errors.unavailable(
             "the account is being changed by another request: retry later", reason=Reason.CONTENDED

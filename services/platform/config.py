@@ -265,7 +265,7 @@ class Settings(BaseSettings):
 
     # `edit_window_s`: number of seconds after its creation in which a tweet can be edited, long enough to correct a
     # text, short enough that most replies still refer to the text that their authors read. `delete_grace_s`: number of
-    # seconds after which a deleted tweet is purged.
+    # seconds after which a deleted tweet is purged, and a deactivated account erased.
     edit_window_s: int = Field(default=1_800, ge=0, le=MAX_PERIOD_S)
     delete_grace_s: int = Field(default=30 * 86_400, ge=0, le=MAX_PERIOD_S)
 

@@ -14,6 +14,10 @@ from services.platform.log_events import LogEvent
 
 # Seconds between two steps of a job, so that the store serves requests in between.
 PAUSE_S = 0.05
+# Bounds of the interval between two runs of a purge, in seconds. The interval is half the grace period, so that tests
+# with a short grace period need not wait.
+PURGE_EVERY_MOST_S = 60.0
+PURGE_EVERY_LEAST_S = 0.5
 
 _items = Counter("roost_job_items", "Items that a periodic job has processed.", ["job"])
 _failures = Counter(
@@ -99,3 +103,26 @@ class PeriodicJob:
     async def _wait(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
+
+
+def purge_job(
+    name: str,
+    purge: Callable[[int, int], Awaitable[int]],
+    *,
+    clock: Callable[[], float],
+    grace_s: int,
+    limit: int,
+    may_run: Callable[[], Awaitable[bool]],
+) -> PeriodicJob:
+    """Returns a worker that removes for good what was deleted more than `grace_s` seconds ago.
+
+    `purge(before_s, limit)` removes up to `limit` items that were deleted before `before_s` (Unix seconds), and returns
+    their number. `clock` returns Unix seconds. `may_run` returns whether this process may run the job now: it holds the
+    job's lease.
+    """
+
+    async def step(limit: int) -> int:
+        return await purge(int(clock()) - grace_s, limit)
+
+    every_s = min(max(grace_s / 2, PURGE_EVERY_LEAST_S), PURGE_EVERY_MOST_S)
+    return PeriodicJob(name, step, limit=limit, every_s=every_s, may_run=may_run)

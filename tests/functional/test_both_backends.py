@@ -232,9 +232,11 @@ async def next_second() -> None:
 
 
 async def stop_purges(process: Process) -> None:
-    """Stops the job that purges deleted tweets by itself: the backends would do it at different steps of a history."""
-    (job,) = (worker for worker in process.services["tweet"].workers if isinstance(worker, PeriodicJob))
-    await job.stop()
+    """Stops the jobs that purge deleted tweets and deactivated accounts by themselves: the backends would do it at
+    different steps of a history."""
+    for service in ("tweet", "identity"):
+        (job,) = (worker for worker in process.services[service].workers if isinstance(worker, PeriodicJob))
+        await job.stop()
 
 
 def sign_up(username: str, password: str = PASSWORDS[0]) -> Ask:

@@ -1,4 +1,4 @@
-"""The ports of identity's stores: accounts, credentials, sessions, and persistent secrets.
+"""The ports of identity's stores: accounts and their purge, credentials, sessions, and persistent secrets.
 
 A write takes event records, which the store commits atomically with the change and then publishes. Every method raises
 UNAVAILABLE if the store cannot answer now, and RESOURCE_EXHAUSTED if too many calls wait for the store. If a caller is
@@ -111,16 +111,39 @@ class AccountStore(Protocol):
         existing account with the same username or e-mail address differs in another field.
         """
 
-    async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
+    async def replace(
+        self,
+        account: Account,
+        records: Sequence[Record],
+        *,
+        end_sessions: bool = False,
+        deactivated_s: int | None = None,
+    ) -> bool:
         """Stores `core` (the serialized profile), `state` and `version` of the account, if the stored version is
         `account.version - 1`. Does not change the stored e-mail address and roles. Publishes `records`.
 
-        With `end_sessions` also ends all sessions of the user. Returns False, and stores and publishes nothing, if the
-        stored version is not `account.version - 1`.
+        With `end_sessions` also ends all sessions of the user. `deactivated_s` must be given if the change deactivates
+        the account: it is the time of the deactivation in Unix seconds, after which `PurgeStore.purge` finds the
+        account until a later change activates it. Returns False, and stores and publishes nothing, if the stored
+        version is not `account.version - 1`.
         """
 
     async def scan(self, after_id: int, limit: int) -> list[Account]:
         """Returns up to `limit` accounts of any state with ids above `after_id`, ascending."""
+
+
+class PurgeStore(Protocol):
+    """Erases accounts that their owners deactivated."""
+
+    async def purge(self, before_s: int, limit: int) -> int:
+        """Erases up to `limit` accounts that were deactivated before `before_s` (Unix seconds), the earliest first.
+        Returns the number of erased accounts; if it is less than `limit`, no more are due.
+
+        An erased account has only its id and its version, and stays deactivated, so that other services still know to
+        hide what the user wrote. Username, profile, e-mail address, roles and credential are removed; other accounts
+        can have the username and the e-mail address. An account that is activated concurrently is either kept whole or
+        erased, never both.
+        """
 
 
 class CredentialStore(Protocol):
@@ -202,4 +225,5 @@ class IdentityStores:
     credentials: CredentialStore
     sessions: SessionStore
     secrets: SecretStore
+    purge: PurgeStore
     close: Callable[[], Coroutine[Any, Any, None]]

@@ -1,4 +1,5 @@
-"""Serializes user references, encodes and decodes roles, and compares accounts at an import, for both adapters."""
+"""Serializes user references, encodes and decodes roles, compares accounts at an import, and erases accounts, for both
+adapters."""
 
 from __future__ import annotations
 
@@ -32,6 +33,12 @@ def is_same_account(stored: AccountLogin, new: NewAccount) -> bool:
     if stored.credential != new.credential or stored.account.roles != new.account.roles:
         return False
     return stored.account.email == new.account.email and _comparable(stored.account) == _comparable(new.account)
+
+
+def erased(account: Account, version: int) -> Account:
+    """Returns what remains of a deactivated account after its purge: its id, as of `version`."""
+    core = user_pb2.User(id=account.user_id).SerializeToString()
+    return Account(account.user_id, core, "", user_pb2.USER_STATE_DEACTIVATED, version, frozenset())
 
 
 def _comparable(account: Account) -> user_pb2.User:

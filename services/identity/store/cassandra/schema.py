@@ -29,6 +29,18 @@ CREATE TABLE IF NOT EXISTS user_ids (bucket int, user_id bigint, PRIMARY KEY (bu
 CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)
 """
 
+# The list of deactivated accounts, by the day (UTC) of their deactivation, and the days that have entries. `version` is
+# the version of the account since its deactivation.
+_DEACTIVATIONS = """
+CREATE TABLE IF NOT EXISTS deactivations (
+    day int, deactivated_s bigint, user_id bigint, version bigint, PRIMARY KEY (day, deactivated_s, user_id)
+);
+CREATE TABLE IF NOT EXISTS deactivation_days (part int, day int, PRIMARY KEY (part, day))
+"""
+# The only partition of `deactivation_days`: it gets one row a day.
+ALL_DAYS = 0
+DAY_S = 86_400
+
 # Statements on the claims of usernames (handles) and e-mail addresses. All writes of claims are LWTs.
 HANDLE_OF = "SELECT user_id, claimed_ms FROM handles WHERE name = ?"
 HANDLES_OF = "SELECT name, user_id FROM handles WHERE name IN ?"
@@ -102,12 +114,31 @@ SESSIONS = """
 SELECT session_id, user_id, used_ms, expires_ms, user_agent FROM accounts WHERE user_id = ? AND session_id < ? LIMIT ?
 """
 
+# The purge. Both changes of an account are one LWT; `CLEAR_CREDENTIAL` also makes later activations fail, because it
+# changes the version.
+CLEAR_CREDENTIAL = """
+UPDATE accounts SET scheme = ?, password_hash = ?, version = ? WHERE user_id = ? IF version = ?
+"""
+CLEAR_PROFILE = """
+UPDATE accounts SET core = ?, email = ?, roles = ?, version = ? WHERE user_id = ? IF version = ?
+"""
+ADD_DEACTIVATION = "INSERT INTO deactivations (day, deactivated_s, user_id, version) VALUES (?, ?, ?, ?)"
+ADD_DAY = "INSERT INTO deactivation_days (part, day) VALUES (?, ?)"
+DAYS = "SELECT day FROM deactivation_days WHERE part = ? AND day > ? AND day <= ? LIMIT ?"
+DEACTIVATIONS = """
+SELECT deactivated_s, user_id, version FROM deactivations
+WHERE day = ? AND (deactivated_s, user_id) > (?, ?) AND (deactivated_s) < (?) LIMIT ?
+"""
+ANY_DEACTIVATION = "SELECT user_id FROM deactivations WHERE day = ? LIMIT 1"
+DROP_DEACTIVATION = "DELETE FROM deactivations WHERE day = ? AND deactivated_s = ? AND user_id = ?"
+DROP_DAY = "DELETE FROM deactivation_days USING TIMESTAMP ? WHERE part = ? AND day = ?"
+
 # Keys have a separate keyspace, so that permissions and backups can differ from those of the accounts, whose hashes the
 # keys protect.
 KEYS_SCHEMA = "CREATE TABLE IF NOT EXISTS secrets (name text PRIMARY KEY, value blob)"
 KEYSPACE, KEYS_KEYSPACE = "identity", "identity_keys"
 # The keyspaces of the service, each with its migrations in order.
-KEYSPACES = {KEYSPACE: (SCHEMA, OUTBOX_MIGRATION), KEYS_KEYSPACE: (KEYS_SCHEMA,)}
+KEYSPACES = {KEYSPACE: (SCHEMA, OUTBOX_MIGRATION, _DEACTIVATIONS), KEYS_KEYSPACE: (KEYS_SCHEMA,)}
 # This statement is executed in both keyspaces, because earlier releases stored the keys in the keyspace of the
 # accounts.
 SECRET = "SELECT value FROM secrets WHERE name = ?"  # noqa: S105 (a statement)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from services.identity.store import IdentityStores
 from services.identity.store.cassandra import schema
+from services.identity.store.cassandra.accounts.claims import Claims
 from services.identity.store.cassandra.accounts.reader import AccountReader
 from services.identity.store.cassandra.accounts.store import CassandraAccountStore
 from services.identity.store.cassandra.credentials import CassandraCredentialStore
+from services.identity.store.cassandra.purge import Purger
 from services.identity.store.cassandra.service_secrets import CassandraSecretStore
 from services.identity.store.cassandra.sessions import CassandraSessionStore
 from services.identity.store.cassandra.shared_refs import SharedUserRefs
@@ -42,11 +44,13 @@ async def open_stores(
     transactions = UserTransactions(keyspace, event_log, clock)
     reader = AccountReader(keyspace)
     refs = SharedUserRefs(reader, cluster.shared)
+    claims = Claims(keyspace, clock, reader.exists)
     return CassandraIdentityStores(
-        accounts=CassandraAccountStore(keyspace, transactions, reader, refs, clock),
+        accounts=CassandraAccountStore(keyspace, transactions, reader, claims, refs, clock),
         credentials=CassandraCredentialStore(transactions, reader),
         sessions=CassandraSessionStore(keyspace, transactions),
         secrets=CassandraSecretStore(keys, keyspace),
+        purge=Purger(keyspace, transactions, reader, claims, refs, clock),
         close=_close,
         outbox=transactions.outbox,
         shared_refs=refs,

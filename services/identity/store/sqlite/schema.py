@@ -17,5 +17,12 @@ CREATE TABLE session (
 CREATE INDEX session_by_user ON session (user_id, id);
 CREATE TABLE secret (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 """
-MIGRATIONS = [_TABLES, OUTBOX_SCHEMA]
+# The deactivated accounts that are not erased yet. Accounts that an earlier release deactivated without an entry are
+# erased one grace period after the migration.
+_DEACTIVATIONS = """
+CREATE TABLE deactivation (user_id INTEGER PRIMARY KEY, deactivated_s INTEGER NOT NULL);
+CREATE INDEX deactivation_by_time ON deactivation (deactivated_s, user_id);
+INSERT INTO deactivation SELECT id, CAST(strftime('%s', 'now') AS INTEGER) FROM account WHERE state = 3;
+"""
+MIGRATIONS = [_TABLES, OUTBOX_SCHEMA, _DEACTIVATIONS]
 ACCOUNT = "SELECT id, core, email, state, version, roles, scheme, password_hash FROM account"

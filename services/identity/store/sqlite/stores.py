@@ -10,6 +10,7 @@ from services.identity.store.sqlite import schema
 from services.identity.store.sqlite.accounts.cache import MAX_CACHED, AccountCache
 from services.identity.store.sqlite.accounts.store import SqliteAccountStore
 from services.identity.store.sqlite.credentials import SqliteCredentialStore
+from services.identity.store.sqlite.purge import SqlitePurgeStore
 from services.identity.store.sqlite.service_secrets import FileSecretStore
 from services.identity.store.sqlite.sessions import SqliteSessionStore
 from services.platform.sqlite.database import Database
@@ -28,11 +29,13 @@ async def open_stores(path: Path, versions: MemoryVersions, max_cached: int = MA
     FAILED_PRECONDITION if another process owns the file, if the file cannot be opened as a database, or if a newer
     release migrated it. `max_cached` is the maximum number of accounts in the cache."""
     db = await Database.open(path, schema.MIGRATIONS)
+    cache = AccountCache(db, versions, max_cached)
     return SqliteIdentityStores(
-        accounts=SqliteAccountStore(db, AccountCache(db, versions, max_cached)),
+        accounts=SqliteAccountStore(db, cache),
         credentials=SqliteCredentialStore(db),
         sessions=SqliteSessionStore(db),
         secrets=FileSecretStore(db, path.with_name("keys")),
+        purge=SqlitePurgeStore(db, cache),
         close=db.close,
         db=db,
     )

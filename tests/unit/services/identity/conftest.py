@@ -183,7 +183,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             return verification_keys(await auth.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest(), None))
 
         verifier = Verifier(keys, clock, revocations)
-        users = UserService(stores.accounts, hydrator, events, ids, KeyedLocks())
+        users = UserService(stores.accounts, hydrator, events, ids, KeyedLocks(), clock)
         identity = Identity(stores, auth, users, clock, graph, tweet, passwords, revocations, verifier)
         running.append(identity)
         return identity

@@ -119,6 +119,12 @@ class Claims:
         work += [free(_EMAIL, one.email_key, one.account.user_id) for one in new]
         await asyncio.gather(*work)
 
+    async def free(self, username_key: str, email_key: str, user_id: int) -> None:
+        """Deletes the claims of one user. Does nothing if other users have claimed the names. Raises UNAVAILABLE,
+        DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the store cannot answer: repeat the call then."""
+        await self._keyspace.execute_lwt(schema.FREE_HANDLE, username_key, user_id)
+        await self._keyspace.execute_lwt(schema.FREE_EMAIL, email_key, user_id)
+
     async def _claim(self, table: _ClaimTable, key: str, user_id: int) -> None:
         for _ in range(MAX_ATTEMPTS):
             now_ms = int(self._clock() * 1000)

@@ -30,6 +30,7 @@ class CassandraAccountStore:
         keyspace: Keyspace,
         transactions: UserTransactions,
         reader: AccountReader,
+        claims: Claims,
         refs: SharedUserRefs,
         clock: Callable[[], float],
     ) -> None:
@@ -38,8 +39,8 @@ class CassandraAccountStore:
         self._reader = reader
         self._refs = refs
         self._clock = clock
-        self._claims = Claims(keyspace, clock, reader.exists)
-        self._creator = AccountCreator(keyspace, transactions.outbox, reader, self._claims)
+        self._claims = claims
+        self._creator = AccountCreator(keyspace, transactions.outbox, reader, claims)
 
     async def refs(self, ids: Sequence[int]) -> user_service_pb2.BatchGetUserRefsResponse:
         return user_service_pb2.BatchGetUserRefsResponse.FromString(await self.refs_serialized(ids))
@@ -63,8 +64,21 @@ class CassandraAccountStore:
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
         return await self._creator.import_accounts(new)
 
-    async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
+    async def replace(
+        self,
+        account: Account,
+        records: Sequence[Record],
+        *,
+        end_sessions: bool = False,
+        deactivated_s: int | None = None,
+    ) -> bool:
         user_id = account.user_id
+        if deactivated_s is not None:
+            # Before the change, so that the purge finds the account even if this process dies after the change. If the
+            # change is not made, the purge finds another version or state, and drops the entry.
+            day = deactivated_s // schema.DAY_S
+            await self._keyspace.write(schema.ADD_DEACTIVATION, day, deactivated_s, user_id, account.version)
+            await self._keyspace.write(schema.ADD_DAY, schema.ALL_DAYS, day)
         change = (account.core, account.state, account.version, user_id, account.version - 1)
         events = (EVENT_ID_TTL_S, event_ids(records), user_id)
         values = (*change, *events, user_id, 0, user_id, 0) if end_sessions else (*change, *events)

@@ -19,6 +19,8 @@ from services.platform.sqlite.database import Database
 from services.platform.sqlite.outbox import enqueue
 
 _REPLACE = "UPDATE account SET core = ?, state = ?, version = ? WHERE id = ? AND version = ?"
+_UNLIST = "DELETE FROM deactivation WHERE user_id = ?"
+_LIST = "INSERT INTO deactivation (user_id, deactivated_s) VALUES (?, ?)"
 
 
 class SqliteAccountStore:
@@ -73,13 +75,23 @@ class SqliteAccountStore:
         await self._cache.write_through(transaction)
         return ids
 
-    async def replace(self, account: Account, records: Sequence[Record], *, end_sessions: bool = False) -> bool:
+    async def replace(
+        self,
+        account: Account,
+        records: Sequence[Record],
+        *,
+        end_sessions: bool = False,
+        deactivated_s: int | None = None,
+    ) -> bool:
         def transaction(connection: sqlite3.Connection) -> list[Account]:
             values = (account.core, account.state, account.version, account.user_id, account.version - 1)
             if connection.execute(_REPLACE, values).rowcount == 0:
                 return []
             if end_sessions:
                 connection.execute("DELETE FROM session WHERE user_id = ?", (account.user_id,))
+            connection.execute(_UNLIST, (account.user_id,))
+            if deactivated_s is not None:
+                connection.execute(_LIST, (account.user_id, deactivated_s))
             enqueue(connection, records)
             return [account]
 
