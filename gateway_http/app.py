@@ -31,8 +31,9 @@ from services.platform.rpc.contract import methods
 from services.platform.rpc.rate_limits import RateLimits
 from services.platform.rpc.reasons import Reason
 
-# Maximum number of bytes of a request body that are read and discarded after a 413, and the maximum time for it in
-# seconds. Closing a socket that has unread bytes sends a TCP reset, and a reset makes the client lose the response.
+# After a response with status 413, the rest of the request body is read and discarded: at most this many bytes, for at
+# most this many seconds. Closing a socket that has unread bytes sends a TCP reset, and a reset makes the client lose
+# the response.
 MAX_DISCARDED_BYTES = 1 << 20
 DISCARD_TIMEOUT_S = 2.0
 
@@ -130,7 +131,7 @@ class Gateway:
         except ClientGoneError:
             raise
         except asyncio.CancelledError:
-            # The process stops, and the time that it leaves to active requests is over. This task serves only this
+            # The process is stopping, and its time limit for active requests has passed. This task serves only this
             # request, so no other code waits for the cancellation.
             error: Exception = errors.unavailable("the server is stopping: retry the request", reason=Reason.STOPPING)
         except Exception as caught:

@@ -34,15 +34,15 @@ HEADER_TIMEOUT_S = 10.0
 # was sent; otherwise the time starts again. It is longer than the application's timeout for the body, so that the
 # application has sent its error response (408) by then.
 MESSAGE_TIMEOUT_S = BODY_TIMEOUT_S + 1.0
-# A client that reads less than MIN_WRITE_PROGRESS_BYTES of a response in WRITE_TIMEOUT_S seconds is disconnected by
-# aborting the transport. A close without abort would wait until the client has read the rest, possibly forever.
+# A client that reads less than MIN_WRITE_PROGRESS_BYTES bytes of a response in WRITE_TIMEOUT_S seconds is disconnected
+# by aborting the transport. A close without abort would wait until the client has read the rest, possibly forever.
 WRITE_TIMEOUT_S = 30.0
 MIN_WRITE_PROGRESS_BYTES = 16 * 1024
 # Maximum number of pipelined requests that wait for the response to the current one; if there are more, the connection
 # is closed.
 MAX_PIPELINED = 64
-# HEADER_TIMEOUT_S of a connection that a bound rejected, in seconds. It is short, because such a connection can only
-# request a probe.
+# Maximum number of seconds until the headers of a request are complete on a connection that a bound rejected. It is
+# short, because such a connection can only request a probe.
 REJECTED_HEADER_TIMEOUT_S = 1.0
 # Seconds that an evicted connection has to receive its error response before it is aborted.
 EVICTION_GRACE_S = 1.0
@@ -118,7 +118,8 @@ class _Timer:
 
 
 class _WriteTimeout:
-    """Aborts a transport whose client reads less than MIN_WRITE_PROGRESS_BYTES of a response in WRITE_TIMEOUT_S.
+    """Aborts the transport if the client reads less than MIN_WRITE_PROGRESS_BYTES bytes of a response in
+    WRITE_TIMEOUT_S seconds.
 
     It must also run after `transport.close()`, which waits until the client has read all unsent bytes.
     """
@@ -320,8 +321,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._state = _State.BETWEEN_MESSAGES
 
     def on_response_complete(self) -> None:
-        """Starts the write timeout if the connection closes after this response: the client may not have read it
-        yet."""
+        """Starts the write timeout if the connection closes after this response, because the client has perhaps not
+        read the whole response yet."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._write_timeout.start()

@@ -32,8 +32,8 @@ class NumberedPages:
     __slots__ = ("_items", "_wire_response")
 
     def __init__(self, method: Method) -> None:
-        """Raises TypeError if the request lacks `cursor` or `page_size`, or if the response lacks `next_cursor` or has
-        not exactly one list."""
+        """Raises TypeError if the request lacks `cursor` or `page_size`, or if the response lacks `next_cursor`, or has
+        no list or several lists."""
         response = method.response.DESCRIPTOR
         lists = [field for field in response.fields if field.is_repeated]
         wanted = {"cursor", "page_size"} <= set(method.request.DESCRIPTOR.fields_by_name)
@@ -54,7 +54,9 @@ class NumberedPages:
         size = page_size_of(request)
         left = (page - 1) * size
         if left > MAX_SKIPPED:
-            raise errors.invalid_argument(f"page numbers reach {MAX_SKIPPED} entries deep: use cursor instead", "page")
+            raise errors.invalid_argument(
+                f"at most {MAX_SKIPPED} items may come before the page: use cursor instead", "page"
+            )
         if not 1 <= size <= MAX_PAGE_SIZE:
             # The service rejects this page_size with its own error.
             return await call(request)
@@ -67,7 +69,7 @@ class NumberedPages:
             cursor = response.next_cursor
             if not cursor or getattr(response, "partial", False):
                 return self._empty(response)
-        raise errors.deadline_exceeded("the page is too deep: use cursor instead of page")
+        raise errors.deadline_exceeded("too many short pages come before this page: use cursor instead of page")
 
     def _empty(self, response: Any) -> Message:
         empty = self._wire_response()

@@ -152,8 +152,8 @@ class Request:
         """Returns the whole body.
 
         Raises HttpError with status 413 as soon as the body exceeds `max_bytes`, and with 408 if the body takes longer
-        than BODY_TIMEOUT_S. Raises UNAVAILABLE (OVERLOADED) if the gateway has no memory for a large body, or processes
-        too many requests when the body is complete. Raises ClientGoneError if the client disconnects.
+        than BODY_TIMEOUT_S seconds. Raises UNAVAILABLE (OVERLOADED) if the gateway has no memory for a large body, or
+        processes too many requests when the body is complete. Raises ClientGoneError if the client disconnects.
         """
         length = self.headers.get(b"content-length", b"0")
         # A number of more than 18 digits always exceeds `max_bytes`, and int() is slow for very many digits.

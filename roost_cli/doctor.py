@@ -32,9 +32,11 @@ GOOD, NOTE, BAD = "ok", "note", "fault"
 MIN_PYTHON = (3, 11)
 # The lowest usable version of SQLite, because the stores use `RETURNING` and STRICT tables.
 MIN_SQLITE = (3, 37)
-# Free disk space in bytes below which the result is a note. A million tweets with their indices take about 1 GB.
+# If less disk space than this number of bytes is free, the result is a note. A million tweets with their indices take
+# about 1 GB.
 LOW_DISK_BYTES = 2 * 1024**3
-# Free disk space in bytes below which the result is a fault, because the mesh may not even start.
+# If less disk space than this number of bytes is free, the result is a fault, because even the start of a mesh can
+# fail.
 NO_DISK_BYTES = 100 * 1024**2
 # Maximum number of seconds by which a file in the data directory may be newer than the clock. If a file is newer still,
 # the clock was set back, and new ids could repeat old ones.
@@ -197,7 +199,11 @@ def clock(now: float, newest: float) -> Check:
     """Checks the clock, whose time is `now`: it must be after EPOCH_MS, the time at which ids begin, and not before
     `newest`, the last write to the data directory. Both times are in Unix seconds."""
     if now * 1000 < EPOCH_MS:
-        return Check("clock", BAD, f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}; set it, ids need the time")
+        return Check(
+            "clock",
+            BAD,
+            f"it says {time.strftime('%Y-%m-%d', time.gmtime(now))}; set the clock, because ids contain the time",
+        )
     if newest > now + CLOCK_SLACK_S:
         return Check("clock", BAD, f"it went back {newest - now:,.0f} s since data was written; set it right first")
     return Check("clock", GOOD, time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now)))

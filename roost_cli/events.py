@@ -85,8 +85,7 @@ def tail(
 
     A line contains the time at which the event was appended, its topic, key, id and offset. Without options, the events
     of the last ten minutes are printed; with --follow, new events as they are appended. On Kafka, events with the same
-    key are in order; events with different
-    keys may not be.
+    key are in order; events with different keys can be out of order.
     """
     settings = _settings(cluster, data)
     wanted = _topics(topic or [])

@@ -49,8 +49,8 @@ def address_of(text: str, option: str) -> tuple[str, int]:
     """Returns the host and the port of the text HOST:PORT; port 0 means any free port. Raises CommandError if the text
     is malformed.
 
-    `option` is `--http`, `--grpc` or `--ops`. The error names the option and the setting, because the text may come
-    from either.
+    `option` is `--http`, `--grpc` or `--ops`. The error names the option and the setting, because the text can come
+    from the option or from the setting.
     """
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:

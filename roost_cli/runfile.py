@@ -20,7 +20,7 @@ from services.platform.config import runtime_dir
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
-# Begin of the line that `roost up` and `roost serve` print once they accept calls.
+# The beginning of the line that `roost up` and `roost serve` print once they accept calls.
 READY = "roost is ready"
 # The root directory of the source code that this process runs.
 CHECKOUT = config.CHECKOUT

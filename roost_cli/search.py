@@ -18,8 +18,8 @@ REINDEX = "/roost.search.v1.SearchService/Reindex"
 GET_REINDEX = "/roost.search.v1.SearchService/GetReindex"
 # Seconds between two polls of the rebuild's progress.
 LOOK_EVERY_S = 0.5
-# Seconds without progress after which the command fails. The search service restarts a failed rebuild within 30 s, so
-# if nothing happens for longer, an operator must look into it.
+# If a rebuild makes no progress for this many seconds, the command fails. The search service restarts a failed rebuild
+# within 30 s, so if nothing happens for longer, an operator must look into it.
 STUCK_S = 120.0
 
 

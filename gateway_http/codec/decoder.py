@@ -110,7 +110,7 @@ class Field:
 
     def assign_text(self, message: Message, values: Iterable[str], decode_errors: DecodeErrors, path: str) -> None:
         """Sets the field from the values of a query parameter. Adds a violation for an invalid value, for too many
-        values in a list, and if a field that is not a list has not exactly one value."""
+        values in a list, and for no value or several values if the field is not a list."""
         assert self.read_text is not None
         found: list[Any] = []
         for value in values:

@@ -79,8 +79,8 @@ def protobuf_integer(low: int, high: int) -> Converter:
 
     def convert(value: Any) -> int:
         if type(value) is str and len(value) <= _MAX_NUMBER_CHARS and _NUMBER(value):
-            # Decimal is exact, a float is not above 2^53. The number of digits is checked first, because int() of
-            # 1e999999999 would take minutes.
+            # A Decimal represents every integer exactly, a float only those up to 2^53. The number of digits is checked
+            # first, because int() of 1e999999999 would take minutes.
             decimal = Decimal(value)
             if decimal and decimal.adjusted() >= len(str(high)):
                 raise Malformed(f"must be between {low} and {high}")

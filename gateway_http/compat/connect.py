@@ -85,7 +85,7 @@ class ConnectCall(RpcRoute):
         except ClientGoneError:
             raise
         except asyncio.CancelledError:
-            # The process stops, and the time that it leaves to active requests is over. This task serves only this
+            # The process is stopping, and its time limit for active requests has passed. This task serves only this
             # request, so no other code waits for the cancellation.
             stopping = errors.unavailable("the server is stopping: retry the request", reason=Reason.STOPPING)
             return _error_response(stopping, request)

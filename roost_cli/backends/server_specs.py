@@ -84,7 +84,8 @@ memtable_heap_space: 96MiB
 memtable_offheap_space: 96MiB
 concurrent_compactors: 1
 compaction_throughput: 0MiB/s
-# None: each TRUNCATE and DROP goes through all its keys, which takes 50 ms when it is full. Without it a TRUNCATE takes 3 ms.
+# No key cache: each TRUNCATE and DROP goes through all keys of the cache, which takes 50 ms if the cache is full.
+# Without a key cache a TRUNCATE takes 3 ms.
 key_cache_size: 0MiB
 file_cache_size: 32MiB
 networking_cache_size: 16MiB

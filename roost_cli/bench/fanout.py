@@ -133,7 +133,8 @@ class FanoutBench:
     async def measure(self, case: Case, write: Write) -> Pass:
         """Runs one pass of a case and returns its CPU time. `write` appends tweets to home timelines: `ours` or
         `theirs`."""
-        # The followers are drawn before the measurement starts, because drawing them belongs to neither design.
+        # The followers are drawn before the measurement starts, because the time to draw them is not a cost of the
+        # designs.
         calls = max(1, ENTRIES_A_ROUND // (case.followers * case.tweets))
         drawn = [self._chance.sample(self._readers, case.followers) for _ in range(calls)]
         entries = calls * case.followers * case.tweets
@@ -193,9 +194,10 @@ class FanoutBench:
 
 def run(rounds: int, url: str | None, markdown: Path | None) -> None:
     """Measures all cases `rounds` times, in the empty Redis database at `url` or in a temporary Redis if `url` is None,
-    and prints the table.
+    and prints a table of the results.
 
-    Also writes the table into the document `markdown`, if it is not None. Raises CommandError if Redis fails.
+    If `markdown` is not None, also replaces the previous table in this Markdown document. Raises CommandError if Redis
+    fails, if the database is not empty, or if the document has no markers for the table.
     """
     shown = progress.for_stream()
     try:

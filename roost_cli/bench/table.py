@@ -16,8 +16,9 @@ BEGIN, END = "<!-- roost bench {} -->", "<!-- end of roost bench {} -->"
 
 
 def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
-    """Prints `note` and the table. If `markdown` is not None, also writes both into this document, between the HTML
-    comments BEGIN and END with the table's name `what`."""
+    """Prints `note` and the table. If `markdown` is not None, also writes both into this document: they replace the
+    text between the HTML comments BEGIN and END with the table's name `what`. Raises CommandError if the comments are
+    missing."""
     typer.echo(note)
     _print(lines)
     if markdown is not None:

@@ -84,7 +84,7 @@ async def run(script_file: Path, url: str, *, connections: int, seconds: int, st
     """Runs wrk for `seconds` seconds with one thread and `connections` connections, and returns its figures. `start` is
     the argument of the Lua script.
 
-    Raises CommandError if wrk fails, or does not end SPARE_S seconds after the given time.
+    Raises CommandError if wrk fails, or does not end within `seconds` + SPARE_S seconds.
     """
     options = ("-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script_file), url, "--", str(start))
     pipe = asyncio.subprocess.PIPE

@@ -64,9 +64,9 @@ def drill(
 ) -> None:
     """Start a mesh, crash or restart it, and check that no acknowledged write was lost. Exits with 1 if one was.
 
-    Every acknowledged write must exist exactly once and every home timeline must be exact. After a crash, each start-up
-    must take at most 10 s. While one of several processes is killed or restarted, every read and every write that is
-    safe to repeat must succeed.
+    Every acknowledged write must have its effect exactly once, and every home timeline must equal the one that
+    `roost verify` computes. After a crash, each start-up must take at most 10 s. While one of several processes is
+    killed or restarted, every read and every write that is safe to repeat must succeed.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="roost-drill-") as folder:
@@ -123,15 +123,15 @@ def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Se
 def report(fault: Fault, result: crash.Result, seconds: float) -> None:
     """Prints the result of a crash drill that took `seconds` seconds: the first violations of each kind, and the
     table."""
-    _show_faults({"lost": result.lost, "duplicated": result.duplicated, "unasked": result.strange})
+    _show_faults({"lost": result.lost, "duplicated": result.duplicated, "unexpected": result.strange})
     rows = {
         "rounds": f"{result.rounds:,}",
         "restarts killed as well": f"{result.killed_restarts:,}",
         "acknowledged writes": f"{result.acknowledged:,}",
-        "without an answer, repeated": f"{result.unknown:,}",
+        "repeated, because the outcome was unknown": f"{result.unknown:,}",
         "lost": f"{len(result.lost):,}",
         "duplicated": f"{len(result.duplicated):,}",
-        "there or changed unasked": f"{len(result.strange):,}",
+        "unexpected data": f"{len(result.strange):,}",
         "every home exact": "yes" if result.homes_exact else "no",
         "longest start-up": f"{max(result.startups_s):.1f} s of {STARTUP_WITHIN_S:.0f}",
     }
@@ -146,7 +146,7 @@ def report_requests(fault: Fault, result: kill.Result, seconds: float) -> None:
             "not answered": result.failures,
             "lost": result.lost,
             "duplicated": result.duplicated,
-            "unasked": result.strange,
+            "unexpected": result.strange,
         }
     )
     failed = ", ".join(f"{count:,} after {name}" for name, count in result.by_service.items())
@@ -155,13 +155,13 @@ def report_requests(fault: Fault, result: kill.Result, seconds: float) -> None:
         "reads": f"{result.reads:,}",
         "writes": f"{result.writes:,}",
         "requests not answered": f"{result.failed:,}" + (f" ({failed})" if failed else ""),
-        "answered when repeated, the store was late": f"{result.slow:,}",
+        "succeeded when repeated, the store was too slow": f"{result.slow:,}",
         "longest answer": f"{result.longest_s:.1f} s",
         "longest recovery": f"{max(result.recoveries_s):.1f} s",
         "acknowledged writes": f"{result.acknowledged:,}",
         "lost": f"{len(result.lost):,}",
         "duplicated": f"{len(result.duplicated):,}",
-        "there or changed unasked": f"{len(result.strange):,}",
+        "unexpected data": f"{len(result.strange):,}",
         "every home exact": "yes" if result.homes_exact else "no",
     }
     _show_table(f"{fault} drill, {seconds:.0f} s", rows)

@@ -38,8 +38,8 @@ SHORTEST_LOAD_S, LONGEST_LOAD_S = 0.3, 1.5
 LEAST_ACKNOWLEDGED = 120
 LOAD_WITHIN_S = 30.0
 LOOK_EVERY_S = 0.05
-# Probability that a restart after a kill is killed too, because a crash during recovery must not lose a write either;
-# and the minimum and maximum number of seconds from the start to this second kill.
+# Probability that a restart after a kill is killed too, because a crash during recovery must also lose no acknowledged
+# write; and the minimum and maximum number of seconds from the start to this second kill.
 KILLED_RESTARTS = 0.25
 SHORTEST_RESTART_S, LONGEST_RESTART_S = 0.2, 2.0
 # Number of users whose home timelines are checked after each restart. At the end of the drill, all home timelines are
@@ -199,7 +199,8 @@ class CrashDrill:
                 self.result.strange.extend(await command.faults_of(channels, operator.metadata, sample))
 
     async def _acknowledged(self, writes: int, loads: list[asyncio.Task[None]]) -> None:
-        """Waits until the history has this many acknowledged writes, until a load ends, or for LOAD_WITHIN_S."""
+        """Waits until the history has this many acknowledged writes, until a load ends, or for LOAD_WITHIN_S
+        seconds."""
         for _ in range(int(LOAD_WITHIN_S / LOOK_EVERY_S)):
             if self.history.counts()[Outcome.OK] >= writes or any(load.done() for load in loads):
                 return

@@ -380,9 +380,9 @@ class Client:
     async def _ask(self, method: str, path: str, body: bytes = b"", key: str = "") -> HttpResponse | None:
         """Sends a request and returns the response. Counts a failure and returns None if no response arrives.
 
-        If the response says that the store was too slow, repeats the request, at most REPEATS times, as the header
-        Retry-After allows. A store can be too slow while killed processes start again on a busy machine. If the last
-        repeat fails too, returns its response.
+        If the response says that the store was too slow, repeats the request up to REPEATS times, REPEAT_PAUSE_S
+        seconds after each response. A store can be too slow while killed processes start again on a busy machine. If
+        the last repeat fails too, returns its response.
         """
         answer = await self._ask_once(method, path, body, key)
         for _ in range(REPEATS):

@@ -91,8 +91,8 @@ class Instance:
                 "-m",
                 "roost_cli",
                 *self.spec.arguments,
-                # The process stops when this pipe is closed. The pipe is closed when the supervisor ends, also if it
-                # was killed.
+                # The process stops when this pipe is closed. The pipe is closed when the supervisor ends, even if the
+                # supervisor was killed.
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,

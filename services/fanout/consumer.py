@@ -28,8 +28,8 @@ TOPICS = ("tweet.created", "tweet.restored")
 LARGE_TOPIC = "fanout.large"
 # Maximum number of events per batch of LARGE_TOPIC. Each event may need a hundred AppendHomeEntries calls.
 LARGE_BATCH = 32
-# Maximum number of pairs of tweet and follower per author and batch of TOPICS: two full AppendHomeEntries calls. Beyond
-# it the author's events are appended to LARGE_TOPIC.
+# Maximum number of entries (one tweet in the home timeline of one follower) that a batch of TOPICS appends for one
+# author: two full AppendHomeEntries calls. If an author needs more, the author's events are appended to LARGE_TOPIC.
 QUOTA = 20_000
 # Maximum number of authors whose followers are read from graph concurrently. The next ones are read when all of these
 # are done.
@@ -150,8 +150,8 @@ class Fanout:
         return [event for author in large for event in by_author[author].values()]
 
     def _to_push(self, events: Sequence[ConsumedEvent], done: Collection[int]) -> dict[int, dict[int, ConsumedEvent]]:
-        """Returns the events to deliver by author id and tweet id. Leaves out tweets that are in `done`, and tweets of
-        celebrities, which readers pull."""
+        """Returns the events to deliver, by author id and then by tweet id. Leaves out tweets that are in `done`, and
+        tweets of celebrities, which readers pull."""
         found: dict[int, dict[int, ConsumedEvent]] = {}
         now_ms = int(self._clock() * 1000)
         for event in events:

@@ -52,8 +52,8 @@ class DeliveryTracker:
             status.delivered += delivered
 
     def end(self, tweet_id: int, state: pb.FanoutState.ValueType) -> None:
-        """Finishes a delivery: DONE if all followers were served, PULLED if the author is a celebrity, so that none had
-        to be."""
+        """Finishes a delivery: DONE if all followers were served, PULLED if the author is a celebrity, so that no
+        follower had to be served."""
         if (status := self._statuses.get(tweet_id)) is not None:
             status.state = state
             status.finished_ms = self._now_ms()

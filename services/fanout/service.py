@@ -37,7 +37,7 @@ class FanoutService(FanoutServiceServicer):
         status = self._tracker.get(request.tweet_id)
         if status is None:
             raise errors.not_found(
-                "the delivery of this tweet is not tracked in this process; only its most recent tweets are"
+                "this process does not track the delivery of this tweet: it tracks only the tweets that it delivered last"
             )
         answer = pb.GetFanoutStatusResponse(
             tweet_id=request.tweet_id,

@@ -23,9 +23,9 @@ from services.platform.background import BackgroundWorker
 from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
 
-# Time in milliseconds after a demotion in which new subscribers get it in their snapshot. A demoted author is still
-# pulled into home timelines that were built before the demotion, and a home timeline that is not read for 30 days is
-# dropped. One day is spare.
+# For this many milliseconds after a demotion, the snapshots of new subscribers contain the demotion. A demoted author
+# is still pulled into home timelines that were built before the demotion, and a home timeline that is not read for 30
+# days is dropped. One day is spare.
 FORMER_CELEBRITY_RETENTION_MS = 31 * 24 * 3600 * 1000
 # Time in seconds between two heartbeats. Subscribers end a stream that sends nothing for 30 s, that is, after six
 # missing heartbeats.
@@ -155,8 +155,8 @@ class TierPoller(BackgroundWorker):
 
     It finds the changes that other processes of the service wrote; those of this process reach the publisher directly.
     It reads rows instead of events, because a consumer of events cannot know whether it has received all of them. If
-    reads fail for longer than STALE_AFTER_S, it marks the publisher's tiers as stale until a read succeeds. `clock`
-    returns Unix seconds, `monotonic` seconds.
+    reads fail for longer than STALE_AFTER_S seconds, it marks the publisher's tiers as stale until a read succeeds.
+    `clock` returns Unix seconds, `monotonic` seconds.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ class UserLists:
         """Returns a page of the user's followers or followees, newest first, without users who are hidden from the
         reader.
 
-        Raises NOT_FOUND if the user is not active, or if the user and the reader block one another in either direction.
+        Raises NOT_FOUND if the user is not active, or if one of the two blocks the other.
         """
         await self.require_active(user_id)
         if reader_id not in (0, user_id):

@@ -22,7 +22,7 @@ MAX_CODE_POINTS: Mapping[str, int] = {
     "avatar_url": 500,
 }
 
-# Usernames that sign-ups may not use, because their users could impersonate the service, or because they collide with
+# Usernames that no sign-up may use, because their users could impersonate the service, or because they collide with
 # URLs of the web client.
 RESERVED_NAMES = frozenset(
     (  # noqa: SIM905 (a list of words, not of quotation marks)
@@ -62,7 +62,8 @@ class UsernamePolicy:
         self._admins = frozenset(map(fold_username, admins))
 
     def is_reserved(self, username: str) -> bool:
-        """Returns whether the name is reserved: sign-ups may not use it, in upper or lower case; imports may."""
+        """Returns whether the name is reserved, in upper or lower case. No sign-up may use a reserved name, but an
+        import may."""
         key = fold_username(username)
         # Names in the setting `admins` are reserved, because a user who signed up with one would be an administrator.
         return key in RESERVED_NAMES or key in self._admins

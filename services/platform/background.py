@@ -30,7 +30,7 @@ class BackgroundWorker(ABC):
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the task. Has no effect if it runs."""
+        """Starts the task. Has no effect if the task runs already."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(
                 self._supervise(), name=self._name, context=contextvars.Context()

@@ -139,7 +139,8 @@ def _check_secret(value: str) -> str:
 
 
 def _check_networks(value: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the networks unchanged. Raises ValueError if one is neither address/bits nor an address."""
+    """Returns the networks unchanged. Raises ValueError if one of them is written neither as `address/bits` nor as an
+    address."""
     try:
         networks(value)
     except ValueError as error:

@@ -13,8 +13,8 @@ T = TypeVar("T")
 
 
 class DetachedWork:
-    """Runs coroutines that continue if their caller is cancelled. At most `limit` run at once, beyond which `run`
-    rejects further ones; None means no limit. `wait` waits until all have ended.
+    """Runs coroutines that continue if their caller is cancelled. If `limit` coroutines are running, `run` rejects the
+    next one; None means no limit. `wait` waits until all have ended.
 
     A coroutine runs in an empty context, so the deadline of the current call does not apply. With `keep_context` it
     runs in the context of its caller, so the deadline and the trace of the current call apply.

@@ -34,7 +34,7 @@ class Lifecycle:
         self._stores.extend(stores)
 
     async def stop_workers(self) -> None:
-        """Stops all workers that were started. Logs those that fail or take longer than STOP_WITHIN_S."""
+        """Stops all workers that were started. Logs those that fail or take longer than STOP_WITHIN_S seconds."""
         # All workers are stopped concurrently, because each of a dozen workers may have to finish a batch and commit
         # its offset.
         stopping = [within(worker.stop(), f"{type(worker).__name__} did not stop") for worker in self._workers[::-1]]
@@ -42,14 +42,14 @@ class Lifecycle:
         await asyncio.gather(*stopping)
 
     async def close_stores(self) -> None:
-        """Closes the stores, the last added first. Logs those that fail or take longer than STOP_WITHIN_S."""
+        """Closes the stores, the last added first. Logs those that fail or take longer than STOP_WITHIN_S seconds."""
         while self._stores:
             store = self._stores.pop()
             await within(store.close(), f"{type(store).__name__} did not close")
 
 
 async def within(stopping: Awaitable[None], failure: str) -> None:
-    """Waits up to STOP_WITHIN_S for `stopping`. Logs `failure` if it takes longer or raises an exception."""
+    """Waits up to STOP_WITHIN_S seconds for `stopping`. Logs `failure` if it takes longer or raises an exception."""
     try:
         async with asyncio.timeout(STOP_WITHIN_S):
             await stopping

@@ -62,8 +62,8 @@ class PeriodicJob:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the job. It runs at once, so that it also runs in a process that restarts more often than
-        `every_s`."""
+        """Starts the job. It runs at once, so that it also runs in a process that restarts more often than every
+        `every_s` seconds."""
         self._stopping.clear()
         self._task = asyncio.create_task(self._run(), name=self._name)
 

@@ -199,7 +199,7 @@ class Process:
                 await asyncio.wait_for((end_early or asyncio.Event()).wait(), self.settings.drain_s)
 
     async def stop(self) -> None:
-        """Drains, then stops workers, servers and stores, in that order. Safe to call twice."""
+        """Drains, then stops workers, servers and stores, in that order. A second call has no effect."""
         await self.drain()
         await self._lifecycle.stop_workers()
         await self._remotes.stop_watches()

@@ -13,11 +13,11 @@ from roost.registry.v1 import registry_service_pb2_grpc as pb_grpc
 from services.platform.background import BackgroundWorker
 from services.platform.rpc import errors
 
-# Milliseconds after the last renewal at which a lease expires and its instance is removed. Instances renew three times
-# within this time, so one lost renewal does not remove an instance.
+# A lease expires this many milliseconds after its last renewal; its instance is then removed. Instances renew three
+# times within this time, so one lost renewal does not remove an instance.
 LEASE_MS = 6_000
-# Seconds without a change after which a stream sends the instances again. A watcher that gets no response for three
-# times this long treats the stream as lost.
+# If no instance changes for this many seconds, a stream sends the instances again. A watcher that gets no response for
+# three times this long treats the stream as lost.
 HEARTBEAT_S = 5.0
 # Seconds between sweeps for expired leases.
 SWEEP_INTERVAL_S = 0.5

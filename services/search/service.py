@@ -35,7 +35,7 @@ _Context = Any
 
 
 class CachedRanking:
-    """Caches the ranking of trends for RANKING_TTL_S. `clock` returns Unix seconds."""
+    """Caches the ranking of trends for RANKING_TTL_S seconds. `clock` returns Unix seconds."""
 
     def __init__(self, trends: Trends[Any], clock: Callable[[], float]) -> None:
         self._trends = trends
@@ -44,7 +44,7 @@ class CachedRanking:
         self._ranked: Sequence[Trend] = ()
 
     def __call__(self) -> Sequence[Trend]:
-        """Returns the ranking, strongest trend first, at most RANKING_TTL_S old."""
+        """Returns the ranking, strongest trend first, at most RANKING_TTL_S seconds old."""
         now_s = self._clock()
         if abs(now_s - self._at_s) >= RANKING_TTL_S:
             self._at_s, self._ranked = now_s, self._trends.ranking()

@@ -197,8 +197,8 @@ class Trends(Generic[K]):
     def _advance(self, now_s: float) -> None:
         """Updates the counts to the time `now_s` (Unix seconds) in steps of STEP_S seconds (five minutes).
 
-        Each step subtracts the actions that are older than WINDOW_S, and moves the baseline of each key towards its
-        number of users. The first call only stores `now_s` as the time from which steps are counted. Later calls do
+        Each step subtracts the actions that are older than WINDOW_S seconds, and moves the baseline of each key towards
+        its number of users. The first call only stores `now_s` as the time from which steps are counted. Later calls do
         nothing if `now_s` is less than one step after the last step, or before it.
         """
         if self._stepped_s is None:

@@ -41,8 +41,8 @@ class FanoutRules:
 
     def usable(self, home: HomeList, relations: FolloweeSet, now_ms: int) -> bool:
         """Returns whether a warm home timeline may be used. If False, the caller must drop it and build it again: it
-        was built in another timeline mode, is older than MAX_AGE_MS, or has more than MAX_LATE_FOLLOWEES late
-        followees."""
+        was built in another timeline mode, is older than MAX_AGE_MS milliseconds, or has more than MAX_LATE_FOLLOWEES
+        late followees."""
         age_ms = now_ms - home.opened_ms
         if home.mode != self.mode or age_ms > MAX_AGE_MS:
             return False

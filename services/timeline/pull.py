@@ -122,8 +122,8 @@ class TweetServiceIds:
 
 
 class CachedIds:
-    """Caches the newest CACHED_DEPTH ids of each author in process memory for CACHED_IDS_TTL_S. Reads older ids, and
-    those of authors who are not cached, from `owner`."""
+    """Caches the newest CACHED_DEPTH ids of each author in process memory for CACHED_IDS_TTL_S seconds. Reads older
+    ids, and those of authors who are not cached, from `owner`."""
 
     def __init__(self, owner: TweetIdSource, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since any fixed point."""
@@ -131,7 +131,7 @@ class CachedIds:
         self._cache: TTLCache[int, Sequence[int]] = TTLCache(MAX_CACHED_AUTHORS, CACHED_IDS_TTL_S, timer=clock)
 
     async def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
-        """Implements TweetIdSource, but ids committed less than CACHED_IDS_TTL_S ago may be missing."""
+        """Implements TweetIdSource, but ids that were committed in the last CACHED_IDS_TTL_S seconds can be missing."""
         known = {author: ids for author in authors if (ids := self._cache.get(author)) is not None}
         if unknown := [author for author in authors if author not in known]:
             fresh = await all_ids(self._owner.newest(unknown, 0, CACHED_DEPTH))

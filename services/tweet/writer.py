@@ -127,7 +127,7 @@ class TweetWriter:
     async def _store_edit(
         self, core: tweet_pb2.TweetCore, first: rpc.TweetRevision, last: rpc.TweetRevision, text: str
     ) -> bool:
-        """Stores `text` as the version after `last`. Returns False if another edit was stored first. Raises
+        """Stores `text` as the revision after `last`. Returns False if another edit was stored first. Raises
         FAILED_PRECONDITION if the edit window is over or the tweet has been edited MAX_EDITS times."""
         now_ms = int(self._clock() * 1000)
         if now_ms - timestamp_ms(core.head.id) > self._edit_window_s * 1000:
@@ -229,7 +229,7 @@ class TweetWriter:
 
     async def _author_fragment(self, user_id: int) -> bytes:
         """Returns the author fragment of the user. It contains only the id if identity fails or takes longer than
-        AUTHOR_WAIT_S."""
+        AUTHOR_WAIT_S seconds."""
         fragment = None
         try:
             async with asyncio.timeout(AUTHOR_WAIT_S):

@@ -62,8 +62,9 @@ class EngagementStore(Protocol):
         first."""
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
-        """Returns the exact numbers of likes and bookmarks of these tweets, in the order of `ids`. Leaves out tweets
-        without likes and bookmarks. The caller may change the message.
+        """Returns the numbers of likes and bookmarks of these tweets, in the order of `ids`. Leaves out tweets without
+        likes and bookmarks. The caller may change the message. On Cassandra, a number above 1,000 can lack the changes
+        of the last seconds.
 
         Every read of a page calls this method. It takes tens of microseconds for 100 cached ids.
         """

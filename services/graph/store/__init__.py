@@ -111,8 +111,8 @@ class EdgeLists(Protocol):
     async def popular(self, limit: int) -> list[int]:
         """Returns up to `limit` users with at least one follower, the most followed first, then by id.
 
-        The result does not depend on a reader: the caller removes followees and hidden users. SQLite returns exact
-        results; Cassandra returns an estimate from a sample, which may be a minute old.
+        The result does not depend on a reader: the caller removes followees and hidden users. SQLite considers all
+        users. Cassandra considers the users of a sample, and its result can be up to a minute old.
         """
 
 
@@ -135,7 +135,8 @@ class CountStore(Protocol):
     """The follower and followee counts of users."""
 
     async def batch_get(self, user_ids: Sequence[int]) -> Mapping[int, pb.UserCounts]:
-        """Returns exact follower and followee counts by user id; omits users without followers and followees."""
+        """Returns follower and followee counts by user id; omits users without followers and followees. On Cassandra, a
+        count above 1,000 can lack the changes of the last second."""
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
         """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.

@@ -270,7 +270,7 @@ def _read(signed: jws.CompactSignature, key: OKPKey, token: str, now: float) -> 
     signature and the claims.
 
     Raises UNAUTHENTICATED if the signature is wrong, if a claim is missing or has the wrong type, if the issuer or the
-    audience is not Roost, or if `nbf` is more than CLOCK_SKEW_S in the future. Does not check the expiry.
+    audience is not Roost, or if `nbf` is more than CLOCK_SKEW_S seconds in the future. Does not check the expiry.
     """
     try:
         genuine = jws.validate_compact(signed, key, registry=REGISTRY)

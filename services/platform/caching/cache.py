@@ -44,8 +44,8 @@ class SingleFlight(Generic[K, V]):
         async def load_one(_: Sequence[K]) -> Mapping[K, V]:
             return {key: await load()}
 
-        # The key is absent if this call joined a load of many keys that did not find it. That load has ended, so the
-        # next iteration starts a new one.
+        # The key is absent if this call waited for a load of many keys, and that load did not find the key. The load
+        # has ended, so the next iteration starts a new one.
         while key not in (found := await self.run_batch((key,), load_one)):
             pass
         return found[key]

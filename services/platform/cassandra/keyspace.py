@@ -135,8 +135,8 @@ class Cassandra:
             raise to_roost_error(error, False) from error
 
     def deadline(self, at_most_s: float | None = None) -> float:
-        """Returns the deadline of the current call or the time `at_most_s` seconds from now (STATEMENT_TIMEOUT_S if
-        None), whichever is earlier, in seconds of the event loop's clock."""
+        """Returns the earlier of two times, in seconds of the event loop's clock: the deadline of the current call, and
+        `at_most_s` seconds from now (None: STATEMENT_TIMEOUT_S seconds)."""
         limit_s = STATEMENT_TIMEOUT_S if at_most_s is None else at_most_s
         return min(current().deadline, self._loop.time() + limit_s)
 

@@ -70,7 +70,7 @@ async def migration_status(keyspace: Keyspace, migrations: Sequence[str]) -> Mig
     Raises FAILED_PRECONDITION if a newer release migrated the keyspace, or if an applied migration differs from the one
     in `migrations`.
     """
-    # Reads through `system_schema`, because the service's keyspace may not exist yet.
+    # Reads through `system_schema`, because the service's keyspace need not exist yet.
     system = type(keyspace)(keyspace.cassandra, "system_schema")
     if not await system.read(_TABLES, keyspace.name):
         return MigrationStatus(keyspace.name, 0, len(migrations))

@@ -1,5 +1,5 @@
-"""The outbox on Cassandra. An event's row is in the same logged batch as the rows that it describes; the writer then
-publishes it at once.
+"""The outbox on Cassandra. The row of an event is in the same logged batch as the rows that the event describes; the
+writer then publishes the event at once.
 
 A row stays unpublished if the process dies, if the event log is unavailable for long, or if the batch is applied after
 its writer gave up. The sweeper of every process finds such rows and publishes their events. An event is appended to the

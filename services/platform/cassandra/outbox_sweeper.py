@@ -33,8 +33,8 @@ START_DELAY_S = 1.0
 # usually return nothing. If a writer dies, its events are published within this time plus GRACE_S.
 SWEEP_INTERVAL_S = 5.0
 QUICK_MINUTES = 2
-# Every SWEEP_EVERY-th sweep begins SWEEP_MINUTES minutes before the cursor, the minute up to which all events were
-# published: Cassandra replays logged batches within minutes.
+# Sweeps have read every minute up to the cursor, inclusive. Every SWEEP_EVERY-th sweep begins SWEEP_MINUTES minutes
+# before the cursor, because Cassandra replays logged batches within minutes.
 SWEEP_EVERY = 12
 SWEEP_MINUTES = 15
 # Every SLOW_EVERY-th sweep begins SLOW_MINUTES minutes before the previous one of these long sweeps: Cassandra keeps
@@ -64,8 +64,8 @@ class OutboxPartition(NamedTuple):
 
 
 class OutboxSweeper(BackgroundWorker):
-    """Reads unpublished rows of the outbox and passes the events older than GRACE_S to `publish`, one partition at a
-    time.
+    """Reads unpublished rows of the outbox and passes the events older than GRACE_S seconds to `publish`, one partition
+    at a time.
 
     `publish` appends the events to the event log, flags their rows, and returns how many events it appended. `clock`
     returns Unix seconds. If the sweeper is stopped after an append and before the flags are written, a later sweep
@@ -85,8 +85,8 @@ class OutboxSweeper(BackgroundWorker):
         self._full_sweep_requested = True
 
     def request_full_sweep(self) -> None:
-        """Makes the next sweep begin SWEEP_MINUTES minutes before the cursor (the minute up to which all events were
-        published), instead of reading only the newest minutes."""
+        """Makes the next sweep begin SWEEP_MINUTES minutes before the cursor (the minute up to which, inclusive, sweeps
+        have read every minute), instead of reading only the newest minutes."""
         self._full_sweep_requested = True
 
     async def sweep(self, minutes: int) -> int:
@@ -99,7 +99,7 @@ class OutboxSweeper(BackgroundWorker):
         return await self._sweep(range(now - minutes + 1, now + 1))
 
     async def _run(self) -> None:
-        # `cursor` is the minute up to which all events were published, `stored_cursor` its last stored value.
+        # Sweeps have read every minute up to `cursor`, inclusive. `stored_cursor` is the last stored value of `cursor`.
         cursor: int | None = None
         stored_cursor = 0
         round_ = 0

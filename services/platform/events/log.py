@@ -108,7 +108,7 @@ class Consumer(Protocol):
     async def lag(self) -> Lag:
         """Returns the lag of the whole group: events that are appended and that no member has applied yet.
 
-        In Kafka the result is too high rather than too low: other members commit their offsets once a second, and
+        In Kafka the result can be too high, but not too low: other members commit their offsets once a second, and
         events of topics that the group does not consume count until the group has skipped them. Raises UNAVAILABLE if
         the log cannot be reached.
         """

@@ -87,8 +87,8 @@ class Snowflake:
         self._alerted = False
 
     async def mint(self) -> int:
-        """Returns a new id. Waits only if the clock is behind the last id by at most CLOCK_BACK_WAIT_MS (directly after
-        a start by RESERVE_MS more), or after 4,096 ids within one millisecond.
+        """Returns a new id. Waits only if the clock is behind the last id by at most CLOCK_BACK_WAIT_MS milliseconds
+        (directly after a start: RESERVE_MS milliseconds more), or after 4,096 ids within one millisecond.
 
         Raises UNAVAILABLE if the clock is further behind, does not advance, or is outside EPOCH_MS to LAST_MS.
         """

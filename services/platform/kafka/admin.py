@@ -57,7 +57,8 @@ def at_time(time_ms: int) -> Any:
 
 
 class KafkaAdmin:
-    """Kafka's admin client. Every method raises UNAVAILABLE if the brokers do not answer within REQUEST_TIMEOUT_S."""
+    """Kafka's admin client. Every method raises UNAVAILABLE if the brokers do not answer within REQUEST_TIMEOUT_S
+    seconds."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -66,7 +67,7 @@ class KafkaAdmin:
         self._partitions: dict[str, int] = {}
 
     async def check(self) -> None:
-        """Raises UNAVAILABLE if no broker answers within OPEN_TIMEOUT_S."""
+        """Raises UNAVAILABLE if no broker answers within OPEN_TIMEOUT_S seconds."""
         try:
             await asyncio.to_thread(self._client.list_topics, timeout=OPEN_TIMEOUT_S)
         except KafkaException as error:

@@ -1,9 +1,9 @@
 """Holds the events that a consumer in this process has fetched but not applied yet. Its fetcher thread and the event
 loop share it.
 
-A partition may be revoked, assigned again or sought while some of its events are being applied. Each assignment and
-each seek therefore gives the partition a new epoch (a number), and an entry with an older epoch does not change the
-partition's offsets when its batch completes.
+A partition can be revoked, assigned again or moved by a seek while some of its events are being applied. Each
+assignment and each seek therefore gives the partition a new epoch (a number), and an entry with an older epoch does not
+change the partition's offsets when its batch completes.
 """
 
 from __future__ import annotations
@@ -85,13 +85,13 @@ class Backlog:
                 self._entries.append(FetchedEntry(partition, offset, event, epoch))
 
     def is_full(self) -> bool:
-        """Returns True if `max_entries` entries are queued: then the fetcher should stop fetching."""
+        """Returns True if `max_entries` messages are queued: then the fetcher should stop fetching."""
         with self._changed:
             return len(self._entries) >= self._max_entries
 
     def wait_for_room(self, at_most_s: float) -> bool:
-        """Waits until at most half of `max_entries` are queued. Returns False if this takes longer than `at_most_s`
-        seconds."""
+        """Waits until at most `max_entries` / 2 messages are queued. Returns False if this takes longer than
+        `at_most_s` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self._entries) <= self._max_entries // 2, at_most_s)
 

@@ -134,7 +134,7 @@ class KafkaConsumer(Consumer):
     async def seek_here(self, targets: Mapping[PartitionKey, int]) -> None:
         """Moves the partitions that are assigned to this process to these offsets.
 
-        Raises UNAVAILABLE if no partition is assigned within JOIN_TIMEOUT_S, or if Kafka rejects the seek.
+        Raises UNAVAILABLE if no partition is assigned within JOIN_TIMEOUT_S seconds, or if Kafka rejects the seek.
         """
         fetcher = self._fetcher
         if fetcher is None:

@@ -51,7 +51,8 @@ class KafkaLog(EventLog):
     async def open(
         cls, settings: Settings, clock_ms: Callable[[], int] = wall_clock_ms, retry_first_s: float = RETRY_FIRST_S
     ) -> Self:
-        """Connects and creates missing topics. Raises UNAVAILABLE if no broker answers within OPEN_TIMEOUT_S."""
+        """Connects and creates missing topics. Raises UNAVAILABLE if no broker answers within OPEN_TIMEOUT_S
+        seconds."""
         opened = cls(settings, clock_ms, retry_first_s)
         try:
             await opened.admin.check()

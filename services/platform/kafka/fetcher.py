@@ -21,7 +21,8 @@ from services.platform.kafka.backlog import Backlog
 from services.platform.kafka.records import PartitionKey, RateLimitedErrors, client_settings, to_consumed_event
 from services.platform.log_events import LogEvent
 
-# Seconds without a heartbeat after which the group removes a member and reassigns the member's partitions.
+# If a member sends no heartbeat for this many seconds, the group removes the member and reassigns the member's
+# partitions.
 SESSION_TIMEOUT_S = 10.0
 # Seconds between two heartbeats: several can be lost before the session times out.
 HEARTBEAT_INTERVAL_S = 2.0
@@ -89,8 +90,8 @@ class Fetcher:
         self._thread.start()
 
     async def stop(self) -> None:
-        """Commits, leaves the group and stops the thread. If this takes longer than STOP_TIMEOUT_S, logs a warning and
-        returns."""
+        """Commits, leaves the group and stops the thread. If this takes longer than STOP_TIMEOUT_S seconds, logs a
+        warning and returns."""
         self._stopping.set()
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):

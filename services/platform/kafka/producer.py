@@ -33,7 +33,7 @@ _QUEUE_POLL_S = 0.01
 LINGER_MS = 2
 # Seconds between two checks of the thread whether it must stop.
 _POLL_S = 0.2
-# Maximum number of seconds that `close` waits for outstanding deliveries, which end within DELIVERY_TIMEOUT_S.
+# Maximum number of seconds that `close` waits for outstanding deliveries, which end within DELIVERY_TIMEOUT_S seconds.
 FLUSH_TIMEOUT_S = 6.0
 
 log = structlog.get_logger(__name__)
@@ -114,8 +114,9 @@ class KafkaProducer:
     async def send(self, messages: Iterable[OutgoingMessage]) -> None:
         """Sends messages and returns when all are durable.
 
-        Raises UNAVAILABLE within DELIVERY_TIMEOUT_S + QUEUE_TIMEOUT_S; any of the messages may be appended then. Raises
-        ValueError for a message that is too large; those before it are sent.
+        Raises UNAVAILABLE, after at most DELIVERY_TIMEOUT_S + QUEUE_TIMEOUT_S seconds, if Kafka does not confirm them;
+        any of the messages can be appended all the same. Raises ValueError for a message that is too large; those
+        before it are sent.
         """
         pending = _PendingSend(self._loop.create_future())
         try:
@@ -129,7 +130,8 @@ class KafkaProducer:
         await pending.future
 
     async def close(self) -> None:
-        """Flushes for at most FLUSH_TIMEOUT_S, rejects later messages, and stops the thread."""
+        """Waits at most FLUSH_TIMEOUT_S seconds for outstanding deliveries, rejects later messages, and stops the
+        thread."""
         if not self._stopping.is_set():
             self._stopping.set()
             await asyncio.to_thread(self._thread.join, FLUSH_TIMEOUT_S + _POLL_S)

@@ -4,8 +4,8 @@ change.
 A user reference is stored as a version and bytes. Only a higher version replaces it. A writer stores the user reference
 before it answers its caller. A reader that finds none calls the service that owns users (identity) and writes the
 result with SET NX and a short TTL, so that a late reader overwrites no newer user reference; this is called a fill. A
-version of relations, threads, tweets or authors is a number that is new after every change. A reader uses a cached
-value only if the value's version equals the version in Redis.
+version of relations, conversations, tweets or authors is a number that is new after every change. A reader uses a
+cached value only if the value's version equals the version in Redis.
 
 No method takes longer than `redis_timeout_s` seconds, and none raises an error of Redis. A failed read returns None,
 and the caller then calls the service that owns the data. A failed write returns False. Writes of versions are then
@@ -36,8 +36,8 @@ PUT_TTL_MS = 3_600_000
 # TTL of a user reference that a fill writes. If a fill reads a user before a change but writes after the changed user
 # reference has expired, readers get old data for up to this time.
 FILL_TTL_MS = 60_000
-# TTL of versions of relations and threads. If a version expires, the next reader writes a new one and loads its cached
-# values once more.
+# TTL of versions of relations and conversations. If a version expires, the next reader writes a new one and loads its
+# cached values once more.
 VERSION_TTL_MS = 24 * 3_600_000
 # TTL of versions of tweets and authors. It is short because these versions are many; readers cache data under such a
 # version for at most ten minutes.
@@ -85,8 +85,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs):
         super().__init__(redis, "shared-entries")
 
     async def users(self, ids: Sequence[int]) -> list[SharedEntry | None]:
-        """Returns the user references in the order of `ids`; None if Redis has none or does not answer: then call the
-        owning service (identity)."""
+        """Returns one item for each of `ids`, in order: the user reference, or None if Redis has none or does not
+        answer. Then call the owning service (identity)."""
         found = await self._read_values(REDIS_KINDS[Kind.USER], ids)
         return [_decode_entry(found.get(i)) for i in ids]
 
@@ -140,17 +140,19 @@ class SharedVersions(SharedKeyClient, SharedUserRefs):
         return (await self._read_versions(Kind.RELATIONS, (user_id,)))[0]
 
     async def thread_version(self, root_id: int) -> int | None:
-        """Returns the version of a thread; None if Redis does not answer: then treat the cached thread as outdated.
-        Read the version before the thread, so that a change between the two reads is noticed."""
+        """Returns the version of the conversation whose first tweet is `root_id`; None if Redis does not answer: then
+        treat cached parts of the conversation as outdated. Read the version before the tweets of the conversation, so
+        that a change between the two reads is noticed."""
         return (await self._read_versions(Kind.THREAD, (root_id,)))[0]
 
     async def tweet_versions(self, ids: Sequence[int]) -> list[int | None]:
-        """Returns the version of each tweet, which changes with the tweet and with its counts, in the order of `ids`;
-        None if Redis does not answer."""
+        """Returns one item for each of `ids`, in order: the version of the tweet, or None if Redis does not answer. The
+        version changes with the tweet and with its counts."""
         return await self._read_versions(Kind.TWEET, ids)
 
     async def author_versions(self, user_ids: Sequence[int]) -> list[int | None]:
-        """Returns for each author, in order, the version of the author's tweets; None if Redis does not answer."""
+        """Returns one item for each author, in order: the version of the author's tweets, or None if Redis does not
+        answer."""
         return await self._read_versions(Kind.AUTHOR, user_ids)
 
     async def _put_once(self, connection: RedisConnection, key: str, version: int, value: bytes) -> bool:

@@ -28,13 +28,13 @@ from services.platform.transport.inprocess_calls import rpc_error
 RENEWALS_A_LEASE = 3
 # Seconds until the next attempt after a failure; also the deadline of a deregistration.
 RETRY_S = 0.3
-# Seconds without a message after which a watch counts as lost. The registry sends a message at least every 5 s.
+# If no message arrives for this many seconds, a watch counts as lost. The registry sends a message at least every 5 s.
 SILENCE_S = 15.0
 # Seconds after which a replaced channel begins to close: the longest deadline of a unary call. Until then it can start
 # retries of the calls in progress on it, which a closing channel cannot.
 RETIRE_S = 10.0
-# Seconds for which the streams of a replaced channel may continue after RETIRE_S. Most streams end by themselves, and
-# an endless one when its server stops; the channel is closed when its last stream has ended.
+# Seconds for which the streams of a replaced channel may continue after the RETIRE_S seconds. Most streams end by
+# themselves, and an endless one when its server stops; the channel is closed when its last stream has ended.
 STREAMS_S = 24 * 3600.0
 
 _log = structlog.get_logger(__name__)
@@ -184,7 +184,8 @@ class DiscoveredChannel(AbstractChannel):
 
 async def _close_later(channel: grpc.aio.Channel) -> None:
     try:
-        # A closing channel starts no calls, not even a retry of a call in progress, so closing begins after RETIRE_S.
+        # A closing channel starts no calls, not even a retry of a call in progress, so closing begins RETIRE_S seconds
+        # after the replacement.
         await asyncio.sleep(RETIRE_S)
         await channel.close(STREAMS_S)
     except asyncio.CancelledError:

@@ -16,7 +16,7 @@ from services.platform.log_events import LogEvent
 
 # Seconds between two checks of all connections. A check takes microseconds for each peer.
 LOOK_EVERY_S = 1.0
-# Seconds without a connection after which a peer is logged as unreachable. A restart takes a second or two, and at
+# If a peer is not connected for this many seconds, it is logged as unreachable. A restart takes a second or two, and at
 # start the processes of a mesh wait for one another.
 PATIENCE_S = 5.0
 

@@ -110,7 +110,8 @@ class GrpcServer:
         self._health.drain()
 
     async def stop(self) -> None:
-        """Stops accepting calls, ends health watches, and cancels calls that are still in progress after GRACE_S."""
+        """Stops accepting calls, ends health watches, and cancels calls that are still in progress after GRACE_S
+        seconds."""
         self._health.end()
         await self._server.stop(GRACE_S)
 

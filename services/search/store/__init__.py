@@ -148,8 +148,8 @@ class SearchIndex(Protocol):
         """Returns for each prefix the exact term beginning with it that most authors use in tweets, of equal ones the
         first in code-point order. Returns "" if no term begins with the prefix.
 
-        Pass at most MAX_COMPLETED prefixes, none of which begins with another. The numbers of authors are exact up to
-        about 100, and estimates above.
+        Pass at most MAX_COMPLETED prefixes, none of which begins with another. Up to about 100, the numbers of authors
+        are counted; larger numbers are estimates.
         """
 
     async def count(self, collection: Collection) -> int:

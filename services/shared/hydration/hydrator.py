@@ -62,8 +62,8 @@ class Hydrator:
     """Hydrates tweets for readers. `channel` reaches tweet, identity, graph and engagement; calls carry the deadline of
     the current call. `cache` is shared by all services of the process.
 
-    `shared_refs` (cluster backend) supplies user refs from Redis; only refs that Redis does not have are read from
-    identity.
+    `shared_refs` (cluster backend) supplies user references from Redis; only those that Redis does not have are read
+    from identity.
     """
 
     def __init__(

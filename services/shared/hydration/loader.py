@@ -23,15 +23,15 @@ from services.shared.hydration.parsed import TweetRecord, parse_active_user, par
 class TweetLoader:
     """Loads tweets and authors. `channel` reaches tweet, identity and engagement; calls carry the current deadline.
 
-    `shared_refs` (cluster backend) supplies user refs from Redis; only refs that Redis does not have are read from
-    identity. Methods raise AioRpcError if tweet or identity cannot answer.
+    `shared_refs` (cluster backend) supplies user references from Redis; only those that Redis does not have are read
+    from identity. Methods raise AioRpcError if tweet or identity cannot answer.
     """
 
     def __init__(
         self, channel: grpc.aio.Channel, cache: HydrationCache, shared_refs: SharedUserRefs | None = None
     ) -> None:
         # Any, because the types of the generated stubs accept only grpc.aio calls, and the in-process channel returns
-        # others. The wire types leave tweets and refs as bytes.
+        # others. The wire types leave tweets and user references as bytes.
         self._get_cores: Any = channel.unary_unary(
             "/roost.tweet.v1.TweetService/BatchGetTweetCores",
             tweet.BatchGetTweetCoresRequest.SerializeToString,

@@ -58,18 +58,19 @@ class TweetStore(Protocol):
         ALREADY_EXISTS (IDEMPOTENCY_KEY_REUSED) if the key was used with another body."""
 
     async def revise(self, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record) -> bool:
-        """Stores an edit: `core` is the new content, `revision` the new version. Returns False, and stores nothing, if
-        the tweet is not live or its current version is not `revision.version` - 1."""
+        """Stores an edit: `core` is the new content, `revision` the new revision. Returns False, and stores nothing, if
+        the tweet is not live or the number of its latest revision is not `revision.version` - 1."""
 
     async def list_revisions(self, tweet_id: int) -> Sequence[tweet_service_pb2.TweetRevision]:
-        """Returns all versions of a tweet, live or hidden, oldest first. Returns none if the tweet does not exist."""
+        """Returns all revisions of a tweet, live or hidden, oldest first. Returns an empty list if the tweet does not
+        exist."""
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
         """Marks the tweet as deleted by its author at `at_s` (Unix seconds). Stores `event` and returns True only if
         the tweet was live. Raises NOT_FOUND if it does not exist."""
 
     async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> bool:
-        """Marks the tweet as removed by the moderation action `action_id`, also if another action removed it before.
+        """Marks the tweet as removed by the moderation action `action_id`, even if another action removed it before.
         Changes nothing if the author deleted it. Stores `event` and returns True only if the tweet was live. `at_s` is
         in Unix seconds. Raises NOT_FOUND if it does not exist."""
 
@@ -119,8 +120,8 @@ class TweetLists(Protocol):
         `limit` (≤ MAX_PAGE)."""
 
     async def batch_count(self, author_ids: Sequence[int]) -> Mapping[int, int]:
-        """Returns the exact number of each author's live tweets, without retweets of hidden originals. Leaves out
-        authors without any."""
+        """Returns the number of each author's live tweets, without retweets of hidden originals. Leaves out authors
+        without any."""
 
 
 class LinkLists(Protocol):

@@ -1,8 +1,8 @@
 """A count cache in Redis, shared by all processes, so that a page of tweets is not counted anew for each reader.
 
 A count is stored with a TTL, and only if its key has no value. After a writer has written its rows, and before it
-responds, it replaces the value by _CHANGED, which expires after CHANGED_TTL_MS. So a count that began before
-the write cannot be stored after the write. While Redis is unavailable, no count is cached.
+responds, it replaces the value by _CHANGED, which expires after CHANGED_TTL_MS milliseconds. So a count that began
+before the write cannot be stored after the write. While Redis is unavailable, no count is cached.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class CachedCounts(SharedKeyClient):
 
     async def put(self, frames: Mapping[int, bytes], sharded: Iterable[int], began: float) -> None:
         """Stores counts that were read since `began`, except counts that were marked as changed meanwhile. The counts
-        of the tweets in `sharded` expire after SHARDED_COUNT_TTL_MS."""
+        of the tweets in `sharded` expire after SHARDED_COUNT_TTL_MS milliseconds."""
         short_lived = set(sharded)
 
         async def fill(node: Node, some: Sequence[int]) -> None:

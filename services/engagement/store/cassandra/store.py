@@ -64,8 +64,8 @@ class CassandraEngagementStore:
         return cls(keyspace, cluster.redis, cluster.shared, log, clock)
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """Implements `EngagementStore.like`. The returned number is exact up to SHARD_FROM likes; a greater number is
-        some seconds old."""
+        """Implements `EngagementStore.like`. A returned number above SHARD_FROM can lack the changes of the last
+        seconds."""
 
         async def set_and_count() -> int:
             await self.writer.set(ReactionKind.LIKE, tweet_id, user_id, event.event_id, (event,))
@@ -76,8 +76,8 @@ class CassandraEngagementStore:
         return await self._likes.run((tweet_id, user_id, True), set_and_count)
 
     async def unlike(self, tweet_id: int, user_id: int, event: Record) -> int:
-        """Implements `EngagementStore.unlike`. The returned number is exact up to SHARD_FROM likes; a greater number is
-        some seconds old."""
+        """Implements `EngagementStore.unlike`. A returned number above SHARD_FROM can lack the changes of the last
+        seconds."""
 
         async def unset_and_count() -> int:
             await self.writer.unset(ReactionKind.LIKE, tweet_id, user_id, (event,))
@@ -108,7 +108,8 @@ class CassandraEngagementStore:
         return [ReactionEntry(*row) for row in rows]
 
     async def batch_get_counts(self, ids: Sequence[int]) -> pb.BatchGetCountsResponse:
-        """Implements `EngagementStore.batch_get_counts`. Counts above SHARD_FROM are some seconds old."""
+        """Implements `EngagementStore.batch_get_counts`. A number above SHARD_FROM can lack the changes of the last
+        seconds."""
         frames, storable = await self._count_cache.frames(list(dict.fromkeys(ids)))
         missing = [tweet_id for tweet_id in dict.fromkeys(ids) if tweet_id not in frames]
         if missing:

@@ -26,7 +26,7 @@ async def compare_and_set(
 
     If the reply is lost, calls `is_applied` once, which must read serially and return whether the row has the new
     value. If the row does not have the new value, raises the original error (UNAVAILABLE or DEADLINE_EXCEEDED), because
-    the outcome is still unknown: the LWT may not have run, or another writer may have overwritten its value.
+    the outcome is still unknown: perhaps the LWT did not run, perhaps another writer has overwritten its value.
     """
     try:
         return (await keyspace.execute_lwt(statement, *values))[0]

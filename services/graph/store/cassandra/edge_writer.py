@@ -49,10 +49,10 @@ MAX_DEFERRED = 1_000
 # Time in seconds between two attempts to write a relation version to Redis. Until it is written, processes that reach
 # Redis may use cached edges from before the change.
 PUBLISH_RETRY_S = 0.5
-# Minimum number of followers to the next tier at which a user's followers are not counted at each follow, because the
-# count takes half of the time of a follow. The followers are counted again after a quarter of that number of follows
-# through this process, or after FAR_FROM_CHANGE_S seconds. If a user gains the whole number through many processes
-# within that time, the tier changes late.
+# A user is far from a tier change if at least FAR_FROM_CHANGE followers are missing to the next tier. The followers of
+# such a user are not counted at each follow, because the count takes half of the time of a follow. They are counted
+# again after FAR_FROM_CHANGE_S seconds, or when this process has written a quarter of the missing follows. If many
+# processes together write all missing follows within that time, the tier changes late.
 FAR_FROM_CHANGE = 500
 FAR_FROM_CHANGE_S = 60.0
 # Maximum number of users remembered as far from a tier change; beyond it, the least recently used one is dropped, and
@@ -219,12 +219,12 @@ class EdgeWriter:
                 self._stale.discard(user_id)
 
     async def _classify_after_recount(self, user_id: int) -> None:
-        """Counts the user's followers again after RECOUNT_EVERY_MS and sets the user's tier (celebrity or not) from the
-        new count.
+        """Waits RECOUNT_EVERY_MS milliseconds, counts the user's followers again, and sets the user's tier (celebrity
+        or not) from the new count.
 
-        A count of more than a thousand rows runs at most once in RECOUNT_EVERY_MS; in between `followers` returns the
-        previous number, which lacks the newest follows. So the wait makes sure that the tier reflects the last follow
-        of a burst too. Repeats both while further follows of the user arrive.
+        A count of more than a thousand rows runs at most once in RECOUNT_EVERY_MS milliseconds; in between `followers`
+        returns the previous number, which lacks the newest follows. So the wait makes sure that the tier reflects the
+        last follow of a burst too. Repeats the wait and the count while further follows of the user arrive.
         """
         while user_id in self._stale:
             await asyncio.sleep(RECOUNT_EVERY_MS / 1000)

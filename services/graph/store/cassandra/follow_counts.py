@@ -15,8 +15,8 @@ from services.graph.store.cassandra import schema
 from services.graph.store.cassandra.relationship import FOLLOWERS, FOLLOWING, Statement
 from services.platform.cassandra.keyspace import Keyspace
 
-# Maximum size of a dirty count whose rows are counted at every read, so that the count is exact. Counting this many
-# rows takes the server about a millisecond.
+# Maximum size of a dirty count whose rows are counted at every read, so that the result includes every change. Counting
+# this many rows takes the server about a millisecond.
 SMALL = 1_000
 # Minimum time in milliseconds between two counts of the rows of a dirty count above SMALL.
 RECOUNT_EVERY_MS = 1_000

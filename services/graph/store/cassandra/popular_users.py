@@ -42,8 +42,8 @@ class PopularUsers:
         self._lock = asyncio.Lock()
 
     async def best(self, limit: int) -> list[int]:
-        """Returns up to `limit` users (MAX_CANDIDATES at most), the most followed first, then by id. The result may be
-        CACHED_S old."""
+        """Returns up to `limit` users (MAX_CANDIDATES at most), the most followed first, then by id. The result can be
+        up to CACHED_S seconds old."""
         async with self._lock:
             if self._clock() >= self._cached_until:
                 sample = await self._sample()
@@ -62,7 +62,8 @@ class PopularUsers:
         return [row[0] for page in pages for row in page]
 
     async def _counted(self, sample: list[int]) -> list[int]:
-        """Returns the users whom most users in the sample follow, sorted by their exact follower counts."""
+        """Returns the users whom most users in the sample follow, sorted by their numbers of followers, which this
+        method counts."""
         keys = [(user_id, *TOP, FROM_EACH) for user_id in sample]
         seen: Counter[int] = Counter()
         for rows in await self._keyspace.read_each(schema.PAGES[Listing.FOLLOWING], keys):

@@ -106,7 +106,7 @@ class Pair(NamedTuple):
         """Returns the edges of the pair after `source_id` has performed the action, or None if the action changes no
         edge. `edge` is the edge to create, if the action creates one.
 
-        Raises PERMISSION_DENIED (reason BLOCKED) for a follow across a block in either direction.
+        Raises PERMISSION_DENIED (reason BLOCKED) for a follow if one of the two users blocks the other.
         """
         kind, makes = action.value
         index = 2 * kind + (0 if source_id == self.low else 1)

@@ -85,8 +85,8 @@ class CassandraVisibilityCache:
     async def _reader(self, user_id: int) -> _Reader:
         version = await self._shared.relation_version(user_id)
         if version is None:
-            # Redis did not return a version, so it is unknown whether a cached entry is current; the result is not
-            # cached either.
+            # Redis did not return a version, so no cached entry is used, because it is unknown whether the entry is
+            # current. For the same reason, the result is not cached.
             return await self._load(user_id, await self._mint())
         cached = self._readers.get(user_id)
         if cached is not None and cached.version == version:

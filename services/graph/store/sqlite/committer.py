@@ -46,7 +46,8 @@ class Committer:
         self._hooks.append(hook)
 
     async def commit(self, transaction: Callable[[sqlite3.Connection], GraphChange[T]]) -> T:
-        """Runs the transaction and returns its result, after the caches, hooks and versions have followed it."""
+        """Runs the transaction, drops the outdated cache entries, calls the tier hooks, changes the relation versions,
+        and then returns the result."""
         return (await self._writes.write(transaction, self._apply)).result
 
     def _apply(self, change: GraphChange[Any]) -> None:

@@ -22,7 +22,7 @@ from services.platform.opensearch.client import BACKGROUND_TIMEOUT_S, CONFLICT, 
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
 
-# Seconds without a renewal after which the lock expires, so that another process may acquire it.
+# If the lock is not renewed for this many seconds, it expires, and another process may acquire it.
 EXPIRES_S = 20.0
 # Seconds between two renewals: three may fail before the lock expires.
 RENEW_EVERY_S = 5.0

@@ -83,7 +83,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         self._redis = redis
         self._limits = limits or ListLimits()
         # The first part of the tokens of this process's builds. This process may supersede its own builds at once,
-        # those of other processes only after OTHERS_BUILD_MS.
+        # those of other processes only after OTHERS_BUILD_MS milliseconds.
         self._name = secrets.token_hex(8)
         self._serial = count(1)
         self._pushes = HomePushes(redis, self._limits)
@@ -145,7 +145,7 @@ class RedisHomeTimelines(HomeTimelineStore):
     async def abandon_build(self, build: OpenBuild) -> None:
         assert isinstance(build, BuildMarker), "a build is abandoned in the store that opened it"
         marker = marker_key(build.user_id)
-        # If Redis cannot be reached, the error is ignored: marker and list expire after BUILDING_MS.
+        # If Redis cannot be reached, the error is ignored: marker and list expire after BUILDING_MS milliseconds.
         with contextlib.suppress(errors.RoostError):
             async with self._node(build.user_id).dedicated() as connection:
                 _, stored = await self._execute(connection, command("WATCH", marker) + command("GET", marker), 2)

@@ -134,8 +134,8 @@ class TweetUpdater:
             return ChangeResult(True, known)
 
     async def _last_version(self, known: Stored) -> int:
-        """Returns the number of the latest version. If it is in `tweet_revisions` but not in `tweets_by_id`, because a
-        process died during an edit, first applies the edit."""
+        """Returns the number of the latest revision. If this revision is in `tweet_revisions` but not in
+        `tweets_by_id`, because a process died during an edit, first applies the edit."""
         for version, core, event in await self._keyspace.read(cql.LAST_REVISION, known.head.id):
             if version > known.version:
                 await self._apply_revision(known, version, core, Record(*event))
@@ -152,8 +152,8 @@ class TweetUpdater:
     async def _insert_revision(
         self, known: Stored, core: tweet_pb2.TweetCore, revision: tweet_service_pb2.TweetRevision, event: Record
     ) -> bool:
-        """Inserts the revision by an LWT. Returns False if another edit has this version number. Raises UNAVAILABLE
-        (CONTENDED) if it is unknown after MAX_TRIES attempts whether the revision is stored."""
+        """Inserts the revision by an LWT. Returns False if another edit has stored a revision with this number. Raises
+        UNAVAILABLE (CONTENDED) if it is unknown after MAX_TRIES attempts whether the revision is stored."""
         tweet_id = known.head.id
         text = cql.ADD_REVISION
         values: tuple[Any, ...] = (*_revision(tweet_id, revision), core.core, tuple(event))

@@ -104,8 +104,8 @@ def hour_of(tweet_id: int) -> int:
 
 
 def created_us(tweet_id: int, version: int = 1) -> int:
-    """Returns the write timestamp of a version of a tweet, in Unix microseconds; version 1 is the creation. Every
-    process computes the same timestamp, so a repeated write is identical."""
+    """Returns the write timestamp of a revision of a tweet, in Unix microseconds. `version` is the number of the
+    revision; 1 is the creation. Every process computes the same timestamp, so a repeated write is identical."""
     return timestamp_ms(tweet_id) * 1000 + version - 1
 
 
@@ -205,7 +205,7 @@ FREE = "DELETE FROM claims WHERE user_id = ? AND name = ? IF tweet_id = ?"
 # Revisions.
 ADD_REVISION = """INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms, core, event)
     VALUES (?, ?, ?, ?, ?, ?) IF NOT EXISTS"""
-# Most tweets are never edited, so version 1 is stored only with the first edit.
+# Most tweets are never edited, so revision 1 is stored only with the first edit.
 ADD_FIRST_REVISIONS = """BEGIN BATCH
     INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms) VALUES (?, ?, ?, ?) IF NOT EXISTS;
     INSERT INTO tweet_revisions (tweet_id, version, text, created_at_ms, core, event)

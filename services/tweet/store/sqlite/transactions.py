@@ -161,7 +161,7 @@ def revise(
     row = connection.execute(sql.VERSION, (tweet_id,)).fetchone()
     if row is None or row[0] != revision.version - 1:
         return WriteResult(tweet_id, author_id, False)
-    # Most tweets are never edited, so version 1 is stored as a revision only with the first edit.
+    # Most tweets are never edited, so revision 1 is stored only with the first edit.
     rows = [first_revision(row[1]), revision] if row[0] == 1 else [revision]
     connection.executemany(
         sql.ADD_REVISION, [(tweet_id, r.version, r.text, r.created_at.ToMilliseconds()) for r in rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from roost_cli.bench import home, wrk
@@ -42,3 +44,12 @@ def test_explain_rate_limits_and_refusals_raise_command_error() -> None:
             home.check_response(status, headers)
     with pytest.raises(CommandError, match="status 401"):
         home.check_response(401, {})
+
+
+def test_run_mesh_on_other_machine_raises_command_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # The settings name the operator token of a mesh that has no run file here, because it runs on another machine.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("ROOST_OPERATOR_TOKEN", "0123456789abcdef0123456789abcdef")
+    monkeypatch.setattr(wrk, "program", lambda: "wrk")
+    with pytest.raises(CommandError, match="does not run on this machine"):
+        home.run(home.BenchPlan(1, 1, 1, 0), "192.0.2.1:50051", None, None)

@@ -1,7 +1,7 @@
 """Claims of usernames and e-mail addresses, which make them unique across partitions.
 
 A sign-up writes its claims before its account. After a failed sign-up its claims may remain; another sign-up can take
-them over after ABANDONED_MS.
+them over after ABANDONED_MS milliseconds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Claims:
 
     async def release(self, new: Sequence[NewAccount]) -> None:
         """Deletes the claims of these accounts. Call this method only if the accounts were certainly not created.
-        Ignores errors, because another sign-up can take over a remaining claim after ABANDONED_MS."""
+        Ignores errors, because another sign-up can take over a remaining claim after ABANDONED_MS milliseconds."""
         slots = asyncio.Semaphore(MAX_CONCURRENT_STATEMENTS)
 
         async def free(table: _ClaimTable, key: str, user_id: int) -> None:

@@ -56,8 +56,8 @@ class AccountCreator:
         """Implements `AccountStore.import_accounts` with one exception: if the accounts do not fit into one batch, this
         method may create only a part of them.
 
-        That happens if this process dies, or if Cassandra is unavailable for MAX_SIGN_UP_S. A repeat of the import
-        creates the other accounts, as soon as the claims of the first attempt count as abandoned (ABANDONED_MS).
+        That happens if this process dies, or if Cassandra is unavailable for MAX_SIGN_UP_S seconds. A repeat of the
+        import creates the other accounts, as soon as the claims of the first attempt count as abandoned (ABANDONED_MS).
         """
         plan = ImportPlan(new)
         for tries_left in reversed(range(MAX_IMPORT_ATTEMPTS)):
