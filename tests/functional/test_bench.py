@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from roost_cli.bench import table
+from roost_cli.commands import run
 from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.load import command, edge_list
-from roost_cli.main import run
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from roost_cli.commands import run
 from roost_cli.events import moment_ms
 from roost_cli.exit_codes import CommandError
-from roost_cli.main import run
 from services.platform import logs
 from services.platform.events.log import EventLog
 from services.platform.sqlite.event_log import EmbeddedLog

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from roost_cli import call
+from roost_cli.commands import run
 from roost_cli.connection import MeshTarget
 from roost_cli.exit_codes import CommandError
-from roost_cli.main import run
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from roost_cli import doctor, runfile
+from roost_cli.commands import run
 from roost_cli.connection import MeshTarget
 from roost_cli.doctor import BAD, GOOD, NOTE
-from roost_cli.main import run
 from services.platform.ids.snowflake import EPOCH_MS
 
 EPOCH_S = EPOCH_MS / 1000

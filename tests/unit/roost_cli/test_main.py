@@ -1,129 +1,64 @@
-"""Tests the `roost` command: its help, errors and exit codes."""
+"""Ctrl-C at any time of the `roost` command ends it without a traceback."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
-from types import ModuleType
+import threading
+from pathlib import Path
 
-import grpc
 import pytest
 
-from roost_cli import main
-from roost_cli.exit_codes import CommandError
-from roost_cli.main import COMMANDS, run
-from services.platform.rpc import errors
+from roost_cli.interrupts import INTERRUPTED
 
-
-def register(monkeypatch: pytest.MonkeyPatch, name: str, function: object) -> None:
-    """Registers a subcommand for the test."""
-    module = ModuleType(f"roost_cli.{name}")
-    setattr(module, name, function)
-    monkeypatch.setitem(sys.modules, f"roost_cli.{name}", module)
-    monkeypatch.setitem(COMMANDS, name, main._Command(f"roost_cli.{name}", name, "For a test."))
-
-
-def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"  {name} " in said for name in COMMANDS)
-
-
-def test_version_option_prints_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("roost ")
-
-
-@pytest.mark.parametrize("arguments", [["fly"], ["call", "--no-such-option"], ["load"], ["verify", "more"]])
-def test_run_wrong_usage_returns_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(arguments) == 2
-    assert "Traceback" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", [["verify"], ["token", "alice"], ["call", "UserService.ScanUsers"]])
-def test_run_without_mesh_returns_2(
-    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "nowhere")
-    assert run(command) == 2
-    assert "roost up" in capsys.readouterr().err
-
-
-def test_run_broken_command_module_leaves_other_commands_working(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(COMMANDS, "bench", main._Command("roost_cli.no_such_module", "bench", "Measure."))
-    assert run(["bench", "--seconds", "3"]) == 2
-    assert "`roost bench` cannot run here" in capsys.readouterr().err
-    assert run(["--help"]) == 0
-    assert "Measure." in capsys.readouterr().out
-
-
-def test_run_command_error_prints_message_and_returns_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse() -> None:
-        raise CommandError("not today", 1)
-
-    register(monkeypatch, "refuse", refuse)
-    assert run(["refuse"]) == 1
-    assert capsys.readouterr().err == "roost: not today\n"
-
-
-def test_run_unexpected_exception_prints_one_line_unless_debug(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def burst() -> None:
-        raise ZeroDivisionError("by nothing")
-
-    register(monkeypatch, "burst", burst)
-    assert run(["burst"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("roost: unexpected ZeroDivisionError: by nothing")
-    assert len(said.splitlines()) == 1
-    with pytest.raises(ZeroDivisionError):
-        run(["--debug", "burst"])
-
-
-def test_run_interrupt_returns_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    register(monkeypatch, "interrupted", interrupted)
-    assert run(["interrupted"]) == 130
-
-
-def test_refused_unreachable_mesh_and_refusal_have_different_codes() -> None:
-    from roost_cli.exit_codes import call_error
-
-    def of(code: grpc.StatusCode) -> int:
-        return call_error(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "no")).code
-
-    assert of(grpc.StatusCode.UNAVAILABLE) == 2
-    assert of(grpc.StatusCode.NOT_FOUND) == 1
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        errors.broken_rules([errors.Violation("text", "must not be empty"), errors.Violation("poll", "is too long")]),
-        errors.invalid_argument(
-            "must not be empty",
-            violations=[errors.Violation("text", "must not be empty"), errors.Violation("poll", "is too long")],
-        ),
-    ],
+# Far longer than a mesh takes to start and stop on a busy machine.
+GIVE_UP_S = 120
+# Modules in the order in which `roost up` imports them: of the command line, of gRPC, of the services, of the gateway.
+MOMENTS = (
+    "typing",
+    "typer.core",
+    "grpc._cython",
+    "roost_cli.commands",
+    "asyncio",
+    "services.platform.config",
+    "roost_cli.server_runner",
+    "services.identity.store.sqlite.schema",
+    "gateway_http.app",
 )
-def test_call_error_prints_each_violation_once(broken: errors.RoostError) -> None:
-    from roost_cli.exit_codes import call_error
-
-    trailing = grpc.aio.Metadata(("grpc-status-details-bin", broken.status().SerializeToString()))
-    error = grpc.aio.AioRpcError(broken.code, grpc.aio.Metadata(), trailing, broken.message)
-    assert call_error(error).message == "INVALID_ARGUMENT: text: must not be empty\n  poll: is too long"
 
 
-def test_run_roost_error_prints_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        raise errors.unavailable("Redis cannot be reached at 127.0.0.1:1")
-
-    register(monkeypatch, "verify", fail)
-    assert run(["verify"]) == 2
-    assert capsys.readouterr().err == "roost: Redis cannot be reached at 127.0.0.1:1\n"
+@pytest.mark.parametrize("module", MOMENTS)
+def test_interrupt_after_import_of_module_shows_no_traceback(module: str, tmp_path: Path) -> None:
+    places = [part for name in ("http", "grpc", "ops") for part in (f"--{name}", "127.0.0.1:0")]
+    command = [sys.executable, "-X", "importtime", "-m", "roost_cli", "up", "--no-demo", "--data", str(tmp_path / "d")]
+    process = subprocess.Popen(
+        [*command, *places],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A process that starts this test in the background may ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        env=os.environ | {"XDG_RUNTIME_DIR": str(tmp_path)},
+    )
+    assert process.stderr is not None
+    ready, sent, said = False, False, []
+    # Ends a mesh that the test never interrupts, because it does not import the module.
+    giving_up = threading.Timer(GIVE_UP_S, process.kill)
+    giving_up.start()
+    with process.stderr as lines:
+        for line in lines:
+            imported = line.rpartition("|")[2].strip() if line.startswith("import time:") else ""
+            ready = ready or imported == "roost_cli.interrupts"
+            if ready and imported == module:
+                process.send_signal(signal.SIGINT)
+                sent = True
+            if not imported:
+                said.append(line)
+    giving_up.cancel()
+    assert sent
+    # A mesh that had begun to serve stops cleanly.
+    assert process.wait() in (INTERRUPTED, 0)
+    assert "Traceback" not in "".join(said)
+    assert "KeyboardInterrupt" not in "".join(said)

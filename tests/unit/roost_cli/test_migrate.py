@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from roost_cli.main import run
+from roost_cli.commands import run
 from services import catalog
 from tests.cluster import Namespace
 

@@ -17,7 +17,7 @@ import httpx
 import pytest
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
-from roost_cli.main import run
+from roost_cli.commands import run
 
 ANY = "127.0.0.1:0"
 # A test that hangs fails after this many seconds.

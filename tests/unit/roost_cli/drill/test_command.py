@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from roost_cli.commands import run
 from roost_cli.drill import kill, single_process_mesh
 from roost_cli.drill.command import Fault, report_requests
 from roost_cli.drill.crash import CrashDrill, Result
 from roost_cli.drill.history import Violations
 from roost_cli.exit_codes import CommandError
-from roost_cli.main import run
 from services.platform.config import child_environment, runtime_dir
 
 CLEAN = Result(rounds=3, acknowledged=1_234, unknown=5, startups_s=[0.5, 1.25], homes_exact=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from roost_cli.commands import run
 from roost_cli.load import command, edge_list
 from roost_cli.load.loader import PostOutcome
-from roost_cli.main import run
 
 
 def test_tweet_lines_key_contains_file_hash_and_line_number() -> None:
@@ -106,7 +106,7 @@ def test_load_missing_file_returns_2(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_load_help_lists_options() -> None:
-    from roost_cli.main import app
+    from roost_cli.commands import app
 
     said = CliRunner().invoke(app, ["load", "--help"]).output
     assert all(option in said for option in ("--graph", "--tweets", "--directed", "--seed", "--concurrency", "--grpc"))
