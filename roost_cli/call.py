@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import Sequence
 from typing import Annotated, cast
 
@@ -18,6 +19,10 @@ from roost_cli import connection, options, request_args, users
 from roost_cli.exit_codes import CommandError, call_error
 from services.platform.rpc import contract
 
+# Maximum number of methods that the error about a misspelled method suggests.
+MAX_SUGGESTIONS = 3
+# Least similarity of two method names, from 0 to 1, for a suggestion: one or two wrong letters in a short name.
+SIMILARITY = 0.7
 _OPERATORS = (options_pb2.ACCESS_MESH, options_pb2.ACCESS_ADMIN, options_pb2.ACCESS_MODERATOR)
 
 
@@ -59,13 +64,24 @@ def resolve(name: str) -> contract.Method:
         full = f"{method.service}.{method.name}"
         if wanted in (full, f"{method.descriptor.containing_service.name}.{method.name}"):
             return method
-    alike = [
-        f"{method.descriptor.containing_service.name}.{method.name}"
-        for method in contract.methods().values()
-        if method.name.lower() == wanted.rpartition(".")[2].lower()
-    ]
+    alike = _alike(wanted)
     hint = f"did you mean {' or '.join(alike)}?" if alike else "`roost call --list` names them all"
     raise CommandError(f"no method {name!r}: {hint}")
+
+
+def _alike(wanted: str) -> list[str]:
+    """Returns the methods, as `Service.Method`, that a misspelled name may mean, the most similar first: those with the
+    same method name in any case; if there are none, up to MAX_SUGGESTIONS with a similar method name."""
+    names = {
+        f"{method.descriptor.containing_service.name}.{method.name}": method.name.lower()
+        for method in contract.methods().values()
+    }
+    name = wanted.lower().rpartition(".")[2]
+    if same := [full for full, own in names.items() if own == name]:
+        return same
+    close = difflib.get_close_matches(name, set(names.values()), MAX_SUGGESTIONS, SIMILARITY)
+    likely = [full for full, own in names.items() if own in close]
+    return difflib.get_close_matches(wanted, likely, MAX_SUGGESTIONS, cutoff=0)
 
 
 def _list(part: str) -> None:
@@ -79,7 +95,8 @@ def _list(part: str) -> None:
         access = options_pb2.Access.Name(method.policy.access).removeprefix("ACCESS_").lower()
         if method.policy.access == options_pb2.ACCESS_MESH:
             access += f" ({', '.join(method.policy.callers) or 'any service'})"
-        typer.echo(f"  {method.name:<28} {_kind(method):<14} {access}")
+        mark = ", not served yet" if method.policy.unserved else ""
+        typer.echo(f"  {method.name:<28} {_kind(method):<14} {access}{mark}")
 
 
 def _kind(method: contract.Method) -> str:

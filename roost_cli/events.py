@@ -94,9 +94,16 @@ def tail(
     source = _tail_kafka if settings.backend == "cluster" else _tail_embedded
 
     async def show() -> None:
+        # Whether the command has printed anything: without it, it would look as if it hung.
+        said = False
         async for batch in source(settings, wanted, since_ms, follow):
             for event in batch:
                 typer.echo(line_of(event))
+            if follow and not batch and not said:
+                typer.echo("waiting for events; Ctrl-C ends", err=True)
+            said = said or follow or bool(batch)
+        if not said:
+            typer.echo(f"no events since {_shown(since_ms)}: --since shows earlier ones, --follow waits", err=True)
 
     _run(show())
 
@@ -288,7 +295,7 @@ async def _tail_kafka(settings: Settings, topics: Sequence[str], since_ms: int, 
             except TimeoutError:
                 if not follow and (await consumer.lag()).events == 0 and batches.empty():
                     return
-                continue
+                batch = ()
             yield batch
     finally:
         await log.close()

@@ -248,6 +248,7 @@ async def test_readme_lists_methods_answered_501(web: Web) -> None:
     # The runtime serves the envelope of batched calls itself.
     served.add(("roost.batch.v1.BatchService", "Call"))
     unserved = [m for m in methods().values() if (m.service, m.name) not in served]
+    assert [m.path for m in methods().values() if m.policy.unserved] == [m.path for m in unserved]
     listed = re.search(r"answered with 501.*?:(.*?)\n- ", README.read_text(), re.DOTALL)
     assert listed is not None
     assert set(re.findall(r"`(\w+\.\w+)`", listed[1])) == {f"{m.service.rpartition('.')[2]}.{m.name}" for m in unserved}

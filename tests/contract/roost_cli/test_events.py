@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import pytest
@@ -10,6 +15,7 @@ import pytest
 from roost_cli.commands import run
 from roost_cli.events import moment_ms
 from roost_cli.exit_codes import CommandError
+from roost_cli.interrupts import INTERRUPTED
 from services.platform import logs
 from services.platform.events.log import EventLog
 from services.platform.sqlite.event_log import EmbeddedLog
@@ -26,22 +32,22 @@ class Command:
         # The command's logging setup would stay in effect after the test.
         monkeypatch.setattr(logs, "configure", lambda *_: None)
         if cluster.backend.name == "cluster":
-            self._options = ["--cluster"]
+            self.options = ["--cluster"]
             for name, value in cluster.backend.of(folder).environment.items():
                 monkeypatch.setenv(name, value)
         else:
-            self._options = ["--data", str(folder)]
+            self.options = ["--data", str(folder)]
 
     async def __call__(self, *arguments: str, code: int = 0) -> list[str]:
         """Returns the output lines: of stdout, or of stderr if the command failed."""
         self._capsys.readouterr()
-        done = await asyncio.to_thread(run, ["events", *arguments, *self._options])
+        done = await asyncio.to_thread(run, ["events", *arguments, *self.options])
         said = self._capsys.readouterr()
         assert done == code, said
         return (said.err if code else said.out).splitlines()
 
     async def succeeds(self, *arguments: str) -> bool:
-        return await asyncio.to_thread(run, ["events", *arguments, *self._options]) == 0
+        return await asyncio.to_thread(run, ["events", *arguments, *self.options]) == 0
 
 
 @pytest.fixture
@@ -70,6 +76,33 @@ async def test_tail_works_while_mesh_runs(tmp_path: Path, events: Command) -> No
     ]
     assert [line.split()[1] for line in await events("tail", "--topic", "user.followed")] == ["user.followed"]
     assert len(await events("tail", "--since", "1h")) == 3
+    await log.close()
+
+
+async def test_tail_without_events_says_so(tmp_path: Path, events: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    log = await opened(tmp_path)
+    await log.append(records(1))
+    assert await asyncio.to_thread(run, ["events", "tail", "--topic", "user.followed", *events.options]) == 0
+    said = capsys.readouterr()
+    assert not said.out
+    assert re.fullmatch(r"no events since 20.*Z: --since shows earlier ones, --follow waits\n", said.err)
+    await log.close()
+
+
+async def test_tail_follow_says_that_it_waits(tmp_path: Path, events: Command) -> None:
+    log = await opened(tmp_path)
+    command = [sys.executable, "-m", "roost_cli", "events", "tail", "--follow", *events.options]
+    # The log of the command's own start is not what is tested.
+    environment = os.environ | {"ROOST_LOG_LEVEL": "error"}
+    tail = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=environment)
+    assert tail.stdout is not None
+    assert tail.stderr is not None
+    assert await tail.stderr.readline() == b"waiting for events; Ctrl-C ends\n"
+    await log.append(records(1))
+    assert b" tweet.created key=7 id=1 " in await tail.stdout.readline()
+    tail.send_signal(signal.SIGINT)
+    assert await tail.stderr.read() == b""
+    assert await tail.wait() == INTERRUPTED
     await log.close()
 
 

@@ -33,12 +33,36 @@ def test_resolve_unknown_method_suggests_similar() -> None:
         call.resolve("TweetService.Shout")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("TweetService.GetTwet", "TweetService.GetTweet"),
+        ("TwetService.GetTwet", "TweetService.GetTweet"),
+        ("roost.tweet.v1.TweetService/CraeteTweet", "TweetService.CreateTweet"),
+        ("GetTwet", "TweetService.GetTweet"),
+    ],
+)
+def test_resolve_misspelled_method_suggests_most_similar(wrong: str, meant: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        call.resolve(wrong)
+    suggested = caught.value.message.partition("did you mean ")[2].rstrip("?").split(" or ")
+    assert suggested[0] == meant
+    assert len(suggested) <= call.MAX_SUGGESTIONS
+
+
+def test_call_list_marks_unserved_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["call", "--list", "AuthService"]) == 0
+    marked = {line.split()[0]: line.endswith(", not served yet") for line in capsys.readouterr().out.splitlines()}
+    assert marked["VerifyOtp"]
+    assert not marked["Login"]
+
+
 def test_call_list_prints_kind_and_access(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["call", "--list", "TimelineService"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["roost.timeline.v1.TimelineService"] in lines
     assert ["ListHomeTimeline", "unary", "user"] in lines
-    assert ["StreamHomeTimeline", "server", "stream", "user"] in lines
+    assert ["StreamHomeTimeline", "server", "stream", "user,", "not", "served", "yet"] in lines
     assert ["AppendHomeEntries", "unary", "mesh", "(fanout)"] in lines
 
 
