@@ -167,7 +167,11 @@ def connect(driver: Driver, settings: Settings) -> Session:
     wrong.
     """
     try:
-        return driver.connect()
+        session = driver.connect()
+        # The timeout of `Session.prepare`, which runs in a thread: with the driver's 10 s, a process that stops while a
+        # node hangs would wait so long for the thread. The driver has no public setting for it beside profiles.
+        session._default_timeout = STATEMENT_TIMEOUT_S
+        return session
     except NoHostAvailable as error:
         contact_points = ", ".join(settings.cassandra_contact_points)
         found = sorted({host.datacenter for host in driver.metadata.all_hosts()} - {None})

@@ -98,7 +98,7 @@ class Cassandra:
 
     async def prepare(self, cql: str) -> PreparedStatement:
         """Prepares a statement that names its tables with their keyspace. Raises UNAVAILABLE if Cassandra does not
-        answer; an invalid statement raises the driver's error unchanged."""
+        answer within STATEMENT_TIMEOUT_S seconds; an invalid statement raises the driver's error unchanged."""
         try:
             return await asyncio.to_thread(self._session.prepare, cql)
         except Exception as error:

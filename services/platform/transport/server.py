@@ -65,6 +65,7 @@ class GrpcServer:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
             # Connections beyond this number are closed: without a free file descriptor no store could open a file.
+            # gRPC has no bound per client address; Admission bounds calls and streams per address.
             ("grpc.max_allowed_incoming_connections", open_files.grpc_connections(open_files.limit())),
             ("grpc.max_connection_idle_ms", IDLE_MS),
             # By default, gRPC rejects some calls with CANCELLED, without a reason, if more than 1,000 are pending.

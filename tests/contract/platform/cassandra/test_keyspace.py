@@ -19,6 +19,7 @@ from services.platform.cassandra.driver import (
     IDEMPOTENT,
     NON_IDEMPOTENT,
     SERIAL,
+    STATEMENT_TIMEOUT_S,
 )
 from services.platform.cassandra.keyspace import MAX_BATCH, MAX_CONCURRENT_STATEMENTS, MAX_ROWS, Cassandra, Keyspace
 from services.platform.config import Settings
@@ -210,6 +211,17 @@ async def test_read_without_answer_ends_at_call_deadline(
     assert time.monotonic() - began < ENDS_WITHIN_S
     with call_with_seconds_left(-1), expect_error("DEADLINE_EXCEEDED"):
         await over_proxy.read(GET, 1)
+
+
+async def test_prepare_without_answer_ends_at_statement_timeout(over_proxy: Keyspace, proxy: Proxy) -> None:
+    """The thread of a preparation would otherwise hold a stopping process for the driver's 10 s."""
+    proxy.silence()
+    began = time.monotonic()
+    preparing = asyncio.create_task(over_proxy.cassandra.prepare("SELECT cluster_name FROM system.local"))
+    await over_proxy.cassandra.close()
+    with expect_error("UNAVAILABLE", "STORE_UNAVAILABLE"):
+        await preparing
+    assert time.monotonic() - began < 4 * STATEMENT_TIMEOUT_S < 10
 
 
 async def test_read_without_deadline_ends_at_statement_timeout(
