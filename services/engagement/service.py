@@ -16,12 +16,12 @@ from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
-from services.platform.rpc import errors
 from services.shared.hydration.fill_page import StoredList, fill_page
 from services.shared.hydration.hydrator import Hydrator
 from services.shared.hydration.user_pages import ListEntry as Liker
 from services.shared.hydration.user_pages import VisibleUserPages
 from services.shared.tweet_access import TweetAccess
+from services.shared.users import no_such_user
 
 
 class EngagementService(EngagementServiceServicer):
@@ -76,7 +76,7 @@ class EngagementService(EngagementServiceServicer):
     ) -> tweet_pb2.SerializedTweetPage:
         user_id = request.user_id
         if not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
-            raise errors.not_found("no such user")
+            raise no_such_user()
         return await self._page(request, ReactionKind.LIKE, user_id, cursor_owner_id=0)
 
     async def BookmarkTweet(self, request: pb.BookmarkTweetRequest, context: object) -> pb.BookmarkTweetResponse:

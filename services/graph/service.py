@@ -21,6 +21,7 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
+from services.shared.users import no_such_user
 
 # Maximum numbers of followees and of edges in one streamed message: the proto's `max_items`.
 FOLLOWEES_PER_MESSAGE = 500
@@ -174,7 +175,7 @@ class GraphService(GraphServiceServicer):
 
     async def ReclassifyUser(self, request: pb.ReclassifyUserRequest, context: _Context) -> pb.ReclassifyUserResponse:
         if request.user_id not in await self._user_lists.states((request.user_id,)):
-            raise errors.not_found("no such user")
+            raise no_such_user()
         tier, changed = await self._stores.tiers.reclassify(request.user_id, request.tier, await self.stamp())
         call = calls.current()
         log.info(
@@ -199,7 +200,7 @@ class GraphService(GraphServiceServicer):
         outcome = await write(user_id, target_id, await self.stamp())
         # A user who was suspended or deactivated can still be unfollowed; only an id that never existed is refused.
         if not outcome.changed and target_id not in await self._user_lists.states((target_id,)):
-            raise errors.not_found("no such user")
+            raise no_such_user()
         return outcome.relationship
 
     async def _pages(self, listing: Listing, user_id: int, size: int) -> AsyncIterator[Sequence[Position]]:

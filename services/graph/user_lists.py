@@ -9,8 +9,8 @@ from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.graph.store import GraphStores, Listing, Position
 from services.platform.pagination.cursors import Cursors
-from services.platform.rpc import errors
 from services.shared.hydration.user_pages import ListEntry, UserPage, VisibleUserPages
+from services.shared.users import no_such_user
 
 # Maximum number of suggestions over all pages. All suggestions are computed again for every page, so a greater number
 # would make each page slower.
@@ -39,7 +39,7 @@ class UserLists:
     async def require_active(self, user_id: int) -> None:
         """Raises NOT_FOUND unless the user exists and is active (neither suspended nor deactivated)."""
         if (await self.states((user_id,))).get(user_id) != user_pb2.USER_STATE_ACTIVE:
-            raise errors.not_found("no such user")
+            raise no_such_user()
 
     async def public_page(self, listing: Listing, user_id: int, reader_id: int, cursor: str, size: int) -> UserPage:
         """Returns a page of the user's followers or followees, newest first, without users who are hidden from the
@@ -51,7 +51,7 @@ class UserLists:
         if reader_id not in (0, user_id):
             (relationship,) = await self._edges.relationships(reader_id, (user_id,))
             if relationship.blocked_by or relationship.blocking:
-                raise errors.not_found("no such user")
+                raise no_such_user()
         return await self._page(listing, user_id, 0, reader_id, cursor, size)
 
     async def private_page(self, listing: Listing, user_id: int, cursor: str, size: int) -> UserPage:

@@ -24,6 +24,7 @@ from services.platform.ids.snowflake import Snowflake
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
 from services.platform.rpc.reasons import Reason
+from services.shared.users import no_such_user
 
 # Maximum number of attempts at a conditional write of an account; after that the call fails with UNAVAILABLE
 # (CONTENDED). An attempt fails only if another process changed the account meanwhile. A process makes one change of an
@@ -88,7 +89,7 @@ class UserService(UserServiceServicer):
 
         def changed(account: Account) -> tuple[Account, Message] | None:
             if account.state != user_pb2.USER_STATE_ACTIVE:
-                raise errors.not_found("no such user")
+                raise no_such_user()
             core = changed_core(account.core, changes)
             if core == account.core:
                 return None
@@ -159,7 +160,7 @@ class UserService(UserServiceServicer):
     async def _hydrate_one(self, accounts: list[Account]) -> user_pb2.User:
         users = await self._hydrator.users(calls.reader_id(), accounts)
         if not users:
-            raise errors.not_found("no such user")
+            raise no_such_user()
         return users[0]
 
     async def _new_account(self, user: pb.ImportedUser, path: str) -> NewAccount:
@@ -182,7 +183,7 @@ class UserService(UserServiceServicer):
                     await asyncio.sleep(random.uniform(0, MAX_BACKOFF_S))  # noqa: S311 (spreads load)
                 accounts = await self._accounts.batch_get([user_id])
                 if not accounts:
-                    raise errors.not_found("no such user")
+                    raise no_such_user()
                 change = changed(accounts[0])
                 if change is None:
                     return accounts[0]

@@ -12,6 +12,7 @@ from roost.search.v1 import search_service_pb2 as search
 from roost.tweet.v1 import tweet_pb2
 
 from services.platform.rpc import errors
+from services.shared.users import no_such_user
 
 _SEARCH_TWEETS = "/roost.search.v1.SearchService/SearchTweets"
 
@@ -37,7 +38,7 @@ class SearchTimelines:
         """
         refs = (await self._get_refs(user_service_pb2.BatchGetUserRefsRequest(ids=(user_id,)))).refs
         if not refs:
-            raise errors.not_found("no such user")
+            raise no_such_user()
         username = user_pb2.UserRef.FromString(refs[0].ref).username
         return await self._search_page(_latest(query=f"@{username}", cursor=cursor, page_size=page_size))
 

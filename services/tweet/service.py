@@ -9,8 +9,8 @@ from roost.tweet.v1 import tweet_service_pb2 as rpc
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceServicer
 
 from services.platform.rpc import context as calls
-from services.platform.rpc import errors
 from services.shared.hydration.hydrator import Hydrator
+from services.shared.users import no_such_user
 from services.tweet.pages import TweetPages
 from services.tweet.store import TweetStores
 from services.tweet.writer import Draft, TweetWriter
@@ -90,7 +90,7 @@ class TweetServicer(TweetServiceServicer):
         # A tweet on the page proves that the reader may see the author. An empty page proves nothing, so this is
         # checked.
         if not page.tweets and not await self._hydrator.author_fragments(calls.reader_id(), [user_id]):
-            raise errors.not_found("no such user")
+            raise no_such_user()
         return page
 
     async def ListQuotes(self, request: rpc.ListQuotesRequest, context: object) -> tweet_pb2.SerializedTweetPage:
