@@ -6,11 +6,13 @@ from roost.graph.v1.graph_service_pb2_grpc import GraphServiceStub
 from roost.identity.v1.user_service_pb2_grpc import UserServiceStub
 
 from services.platform.backends import OpenedStore, open_store
+from services.platform.events.records import EventBuilder
 from services.platform.service import Service, ServiceContext
 from services.shared.absences import TOPICS as ABSENCE_TOPICS
 from services.shared.absences import following_absences
 from services.shared.hydration.factory import hydrator_of
 from services.shared.hydration.user_pages import VisibleUserPages
+from services.tweet import purged_authors
 from services.tweet.pages import TweetPages
 from services.tweet.reply_service import ReplyServicer
 from services.tweet.service import TweetServicer
@@ -41,6 +43,11 @@ async def build(context: ServiceContext) -> Service:
         workers=(
             *opened.workers,
             context.log.consumer(ABSENCES, ABSENCE_TOPICS, following_absences(stores.tweets.set_absent)),
+            context.log.consumer(
+                purged_authors.GROUP,
+                purged_authors.TOPICS,
+                purged_authors.deleting_tweets(stores, EventBuilder(context.ids, context.clock)),
+            ),
         ),
         resources=(stores,),
     )

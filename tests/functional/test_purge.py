@@ -9,12 +9,15 @@ from pathlib import Path
 import grpc
 import pytest
 from roost.identity.v1 import auth_service_pb2, user_pb2, user_service_pb2
+from roost.tweet.v1 import reply_service_pb2
 from roost.tweet.v1 import tweet_service_pb2 as pb
+from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceStub
 
 from tests.cluster import backend
 from tests.conftest import SETTLE_WITHIN_S, Mesh, MeshFactory
 
 PASSWORD = "correct horse battery"
+LEFT = ("a tweet of somebody who leaves", "a reply of somebody who leaves")
 FIRST, SECOND = "a text that nobody is to read again", "its second version, no better"
 
 
@@ -60,8 +63,14 @@ async def test_purge_after_grace_erases_account_from_store_and_files(start_mesh:
     user_id = signed_up.user.id
     credential = f"$2b${mesh.process.settings.bcrypt_cost:02}$"
     assert backend.name == "cluster" or all(identity_files(data, text) for text in (email, display_name, credential))
+    (ada,) = await mesh.people("ada")
+    answered = await mesh.post(ada, "a tweet that stays")
+    tweet_id = await mesh.post(user_id, LEFT[0])
     with mesh.as_user(user_id):
-        tweet_id = await mesh.post(user_id, "a tweet of somebody who leaves")
+        request_of_reply = reply_service_pb2.CreateReplyRequest(tweet_id=answered, text=LEFT[1])
+        reply = await ReplyServiceStub(mesh.process.channel("")).CreateReply(request_of_reply)
+        await mesh.tweets.Retweet(pb.RetweetRequest(tweet_id=answered))
+        assert backend.name == "cluster" or all(files_with(data, text) for text in LEFT)
         deleted_at = time.monotonic()
         await mesh.users.DeleteUser(user_service_pb2.DeleteUserRequest(user_id=user_id))
     await erased(mesh, user_id, SETTLE_WITHIN_S)
@@ -74,6 +83,13 @@ async def test_purge_after_grace_erases_account_from_store_and_files(start_mesh:
         await mesh.auth.Login(auth_service_pb2.LoginRequest(username=name, password=PASSWORD, reactivate=True))
     with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
         await mesh.tweets.GetTweet(pb.GetTweetRequest(tweet_id=tweet_id))
+    async with asyncio.timeout(SETTLE_WITHIN_S):
+        while {tweet_id, reply.tweet.id} & await kept(mesh) or any(files_with(data, text) for text in LEFT):
+            await asyncio.sleep(0.1)
+    # Neither the retweet is left, nor are counts of what its author did.
+    assert await kept(mesh) == {answered}
+    found = (await mesh.tweets.GetTweet(pb.GetTweetRequest(tweet_id=answered))).tweet.metrics
+    assert (found.replies, found.retweets) == (0, 0)
     # The names are free again, and their next owner is another user.
     again = await mesh.auth.SignUp(request)
     assert again.user.id != user_id

@@ -9,7 +9,7 @@ new values.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -132,12 +132,17 @@ class AccountStore(Protocol):
         """Returns up to `limit` accounts of any state with ids above `after_id`, ascending."""
 
 
+# Called with a user id and the time of the user's deactivation (Unix seconds). Returns the event of the purge.
+PurgedEvent = Callable[[int, int], Awaitable[Record]]
+
+
 class PurgeStore(Protocol):
     """Erases accounts that their owners deactivated."""
 
-    async def purge(self, before_s: int, limit: int) -> int:
-        """Erases up to `limit` accounts that were deactivated before `before_s` (Unix seconds), the earliest first.
-        Returns the number of erased accounts; if it is less than `limit`, no more are due.
+    async def purge(self, before_s: int, limit: int, purged: PurgedEvent) -> int:
+        """Erases up to `limit` accounts that were deactivated before `before_s` (Unix seconds), the earliest first, and
+        publishes the event that `purged` returns for each. Returns the number of erased accounts; if it is less than
+        `limit`, no more are due, or some were activated concurrently.
 
         An erased account has only its id and its version, and stays deactivated, so that other services still know to
         hide what the user wrote. Username, profile, e-mail address, roles and credential are removed; other accounts

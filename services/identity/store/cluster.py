@@ -16,6 +16,6 @@ async def open_store(context: ServiceContext) -> OpenedStore[IdentityStores]:
     cluster = require_cluster(context)
     stores = await open_stores(cluster, context.log, context.clock)
     lease = await cluster.job_lease(PURGE)
-    purge = purge_job(stores.purge, context.clock, context.settings.delete_grace_s, lease.hold)
+    purge = purge_job(stores.purge, context, lease.hold)
     publishing = context.log.consumer(GROUP, TOPICS, publish_refs(stores.shared_refs.write))
     return OpenedStore(stores, (stores.outbox, publishing, purge))

@@ -14,5 +14,5 @@ from services.platform.sqlite.outbox import Relay
 async def open_store(context: ServiceContext) -> OpenedStore[IdentityStores]:
     """Opens the stores, with two workers: the relay of their outbox and the purge of deactivated accounts."""
     stores = await open_stores(context.data_dir / "identity.db", require_memory_versions(context))
-    purge = purge_job(stores.purge, context.clock, context.settings.delete_grace_s, always)
+    purge = purge_job(stores.purge, context, always)
     return OpenedStore(stores, (Relay(stores.db, context.log), purge))

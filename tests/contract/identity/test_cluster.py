@@ -18,7 +18,7 @@ from services.platform.ids.snowflake import first_id_at, wall_clock_ms
 from services.platform.rpc import errors
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests.cluster import Namespace
-from tests.contract.identity.test_purge import BEFORE_S, DEACTIVATED, deactivate
+from tests.contract.identity.test_purge import BEFORE_S, DEACTIVATED, deactivate, purge
 from tests.contract.identity.test_store import HASHED, LATER_MS, NOW_MS, SUSPENDED, create, digest, names, new, session
 from tests.waiting import run_ready_tasks
 
@@ -268,12 +268,12 @@ async def test_purge_interrupted_after_each_write_is_completed_by_another_proces
         with monkeypatch.context() as patch:
             patch.setattr(keyspace, "execute_lwt", limited)
             with pytest.raises(errors.RoostError, match="UNAVAILABLE"):
-                await dying.purge.purge(BEFORE_S, 10)
+                await purge(dying, BEFORE_S, 10)
         # Once the purge has begun, the account cannot be activated any more.
         (account,) = await other.accounts.batch_get([1])
         assert account.state == DEACTIVATED
         assert (await other.credentials.get(1) == HASHED) is (allowed == 0)
-    assert await other.purge.purge(BEFORE_S, 10) == 1
+    assert await purge(other, BEFORE_S, 10) == 1
     assert (await other.accounts.batch_get([1]))[0].email == ""
     for name in ("handles", "emails", "deactivations"):
         assert await keyspace.read(f"SELECT * FROM {name}") == []  # noqa: S608 (ours)
@@ -290,7 +290,7 @@ async def test_purge_drops_entry_of_failed_deactivation_only_when_it_is_old(anot
     listed = "SELECT user_id FROM deactivations"
     for ahead_s, entries in ((0, 1), (599, 1), (700, 0)):
         clock.ahead_s = ahead_s
-        assert await store.purge.purge(now_s + 1, 10) == 0
+        assert await purge(store, now_s + 1, 10) == 0
         assert len(await store.purge._keyspace.read(listed)) == entries
     assert (await store.accounts.by_username("alice")).account == account
 
@@ -301,10 +301,10 @@ async def test_purge_forgets_past_days_without_entries(another: Open) -> None:
         await create(store, user_id, f"user{user_id}")
         await deactivate(store, user_id, day * 86_400)
     days = "SELECT day FROM deactivation_days WHERE part = 0"
-    assert await store.purge.purge(9 * 86_400, 10) == 2
+    assert await purge(store, 9 * 86_400, 10) == 2
     # The rows of the days were written less than the margin ago.
     assert [row[0] for row in await store.purge._keyspace.read(days)] == [3, 4, 9]
     store.purge._clock = lambda: time.time() + 120
-    assert await store.purge.purge(9 * 86_400, 10) == 0
+    assert await purge(store, 9 * 86_400, 10) == 0
     assert [row[0] for row in await store.purge._keyspace.read(days)] == [9]
-    assert await store.purge.purge(10 * 86_400, 10) == 1
+    assert await purge(store, 10 * 86_400, 10) == 1

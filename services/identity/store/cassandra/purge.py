@@ -8,14 +8,15 @@ from roost.identity.v1 import user_pb2
 
 from services.identity.password import Scheme
 from services.identity.profile import fold_email, fold_username
-from services.identity.store import Account
+from services.identity.store import Account, PurgedEvent
 from services.identity.store.cassandra import schema as cql
 from services.identity.store.cassandra.accounts.claims import Claims
 from services.identity.store.cassandra.accounts.reader import AccountReader
 from services.identity.store.cassandra.shared_refs import SharedUserRefs
-from services.identity.store.cassandra.user_transactions import UserTransactions
+from services.identity.store.cassandra.user_transactions import EVENT_ID_TTL_S, UserTransactions, event_ids
 from services.identity.store.user_refs import encode_roles, erased
 from services.platform.cassandra.keyspace import Keyspace
+from services.platform.events.log import Record
 
 # Maximum number of listed deactivations that one read returns.
 STEP = 100
@@ -50,34 +51,34 @@ class Purger:
         self._refs = refs
         self._clock = clock
 
-    async def purge(self, before_s: int, limit: int) -> int:
+    async def purge(self, before_s: int, limit: int, purged: PurgedEvent) -> int:
         """Implements `PurgeStore.purge`."""
-        purged, day = 0, _NO_BOUND
+        count, day = 0, _NO_BOUND
         last_day = before_s // cql.DAY_S
         while days := await self._keyspace.read(cql.DAYS, cql.ALL_DAYS, day, last_day, DAYS_PAGE):
             for (day,) in days:
-                purged += await self._purge_day(day, before_s, limit - purged)
-                if purged == limit:
-                    return purged
-        return purged
+                count += await self._purge_day(day, before_s, limit - count, purged)
+                if count == limit:
+                    return count
+        return count
 
-    async def _purge_day(self, day: int, before_s: int, remaining: int) -> int:
+    async def _purge_day(self, day: int, before_s: int, remaining: int, purged: PurgedEvent) -> int:
         begun_us = int((self._clock() - CLOCK_MARGIN_S) * 1_000_000)
-        after, purged = (_NO_BOUND, _NO_BOUND), 0
+        after, count = (_NO_BOUND, _NO_BOUND), 0
         while rows := await self._keyspace.read(cql.DEACTIVATIONS, day, *after, before_s, STEP):
             for at_s, user_id, version in rows:
                 after = (at_s, user_id)
-                purged += await self._purge_listed(day, at_s, user_id, version)
-                if purged == remaining:
-                    return purged
+                count += await self._purge_listed(day, at_s, user_id, version, purged)
+                if count == remaining:
+                    return count
         past = day < before_s // cql.DAY_S
         if past and not await self._keyspace.read(cql.ANY_DEACTIVATION, day):
             # If an account is listed in this day meanwhile, the row of the day is written with a timestamp later than
             # `begun_us`, so it stays.
             await self._keyspace.write(cql.DROP_DAY, begun_us, cql.ALL_DAYS, day)
-        return purged
+        return count
 
-    async def _purge_listed(self, day: int, at_s: int, user_id: int, version: int) -> bool:
+    async def _purge_listed(self, day: int, at_s: int, user_id: int, version: int, purged: PurgedEvent) -> bool:
         """Erases an account that was deactivated at `at_s` with the given version, if it is still deactivated, and
         drops its entry of the list. Returns whether it erased the account."""
         account = (await self._reader.accounts([user_id])).get(user_id)
@@ -89,14 +90,14 @@ class Purger:
         # One version later it is still deactivated only if an earlier purge was interrupted, because an activation
         # changes the state.
         due = account.state == user_pb2.USER_STATE_DEACTIVATED and account.version <= version + 1
-        if due and not await self._erase(account, version):
+        if due and not await self._erase(account, version, await purged(user_id, at_s)):
             return False
         await self._keyspace.write(cql.DROP_DEACTIVATION, day, at_s, user_id)
         return due
 
-    async def _erase(self, account: Account, version: int) -> bool:
-        """Erases an account whose deactivation has the given version. Returns False if another process changes the
-        account now.
+    async def _erase(self, account: Account, version: int, record: Record) -> bool:
+        """Erases an account whose deactivation has the given version, and publishes `record`. Returns False if another
+        process changes the account now.
 
         First makes the account useless, then frees its names, and last removes them from the account: a purge that was
         interrupted still finds them there.
@@ -110,6 +111,7 @@ class Purger:
         await self._claims.free(fold_username(username), fold_email(account.email), user_id)
         gone = erased(account, version + 2)
         values = (gone.core, gone.email, encode_roles(gone), gone.version, user_id, version + 1)
+        events = (EVENT_ID_TTL_S, event_ids([record]), user_id)
         return await self._transactions.execute(
-            user_id, [], cql.CLEAR_PROFILE, *values, before_publish=lambda: self._refs.put(gone)
+            user_id, [record], cql.CLEAR_PROFILE, *values, *events, before_publish=lambda: self._refs.put(gone)
         )

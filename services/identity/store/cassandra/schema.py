@@ -120,7 +120,10 @@ CLEAR_CREDENTIAL = """
 UPDATE accounts SET scheme = ?, password_hash = ?, version = ? WHERE user_id = ? IF version = ?
 """
 CLEAR_PROFILE = """
-UPDATE accounts SET core = ?, email = ?, roles = ?, version = ? WHERE user_id = ? IF version = ?
+BEGIN BATCH
+UPDATE accounts SET core = ?, email = ?, roles = ?, version = ? WHERE user_id = ? IF version = ?;
+UPDATE accounts USING TTL ? SET made = made + ? WHERE user_id = ?;
+APPLY BATCH
 """
 ADD_DEACTIVATION = "INSERT INTO deactivations (day, deactivated_s, user_id, version) VALUES (?, ?, ?, ?)"
 ADD_DAY = "INSERT INTO deactivation_days (part, day) VALUES (?, ?)"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 
 from services.identity.password import Scheme
-from services.identity.store import Account
+from services.identity.store import Account, PurgedEvent
 from services.identity.store.sqlite import schema
 from services.identity.store.sqlite.accounts.cache import AccountCache
 from services.identity.store.sqlite.accounts.rows import decode_login
 from services.identity.store.user_refs import encode_roles, erased
+from services.platform.events.log import Record
 from services.platform.sqlite.database import Database
+from services.platform.sqlite.outbox import enqueue
 
-_DUE = " WHERE id IN (SELECT user_id FROM deactivation WHERE deactivated_s < ? ORDER BY deactivated_s, user_id LIMIT ?)"
+_DUE = "SELECT user_id, deactivated_s FROM deactivation WHERE deactivated_s < ? ORDER BY deactivated_s, user_id LIMIT ?"
+_UNLIST = "DELETE FROM deactivation WHERE user_id = ? AND deactivated_s = ?"
 _ERASE = (
     "UPDATE account SET username_key = ?, email_key = ?, email = ?, core = ?, version = ?, roles = ?, scheme = ?,"
     " password_hash = ? WHERE id = ?"
@@ -29,8 +33,10 @@ class SqlitePurgeStore:
         # have died after a purge, before it wiped the log.
         self._log_to_wipe = True
 
-    async def purge(self, before_s: int, limit: int) -> int:
-        gone = await self._cache.write_through(lambda connection: _erase_due(connection, before_s, limit))
+    async def purge(self, before_s: int, limit: int, purged: PurgedEvent) -> int:
+        due = await self._db.read(lambda c: c.execute(_DUE, (before_s, limit)).fetchall())
+        records = {(user_id, at_s): await purged(user_id, at_s) for user_id, at_s in due}
+        gone = await self._cache.write_through(lambda connection: _erase(connection, records)) if records else []
         self._log_to_wipe |= bool(gone)
         if self._log_to_wipe:
             # Without this the erased accounts would stay in the write-ahead log until SQLite overwrites it.
@@ -39,15 +45,19 @@ class SqlitePurgeStore:
         return len(gone)
 
 
-def _erase_due(connection: sqlite3.Connection, before_s: int, limit: int) -> list[Account]:
+def _erase(connection: sqlite3.Connection, records: Mapping[tuple[int, int], Record]) -> list[Account]:
+    """Erases the accounts with these (user id, time of the deactivation), except those that were activated meanwhile,
+    and enqueues their events."""
     gone = []
-    for row in connection.execute(schema.ACCOUNT + _DUE, (before_s, limit)).fetchall():
-        found = decode_login(row).account
+    for (user_id, deactivated_s), record in records.items():
+        if connection.execute(_UNLIST, (user_id, deactivated_s)).rowcount == 0:
+            continue
+        found = decode_login(connection.execute(schema.ACCOUNT + " WHERE id = ?", (user_id,)).fetchone()).account
         account = erased(found, found.version + 1)
         # The columns of the keys are unique and not null. No username or e-mail address has this form.
-        key = f"#{account.user_id}"
+        key = f"#{user_id}"
         profile = (key, key, account.email, account.core, account.version, encode_roles(account))
-        connection.execute(_ERASE, (*profile, int(Scheme.NONE), b"", account.user_id))
-        connection.execute("DELETE FROM deactivation WHERE user_id = ?", (account.user_id,))
+        connection.execute(_ERASE, (*profile, int(Scheme.NONE), b"", user_id))
+        enqueue(connection, [record])
         gone.append(account)
     return gone

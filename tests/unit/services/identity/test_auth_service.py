@@ -12,6 +12,7 @@ import structlog
 from roost.identity.v1 import auth_service_pb2 as pb
 from roost.identity.v1 import user_pb2, user_service_pb2
 
+from services.identity.auth_service import MAX_AUDITED_IDS
 from services.identity.store import rotation
 from services.platform.rpc import context, errors
 from tests.unit.services.identity.conftest import PASSWORD, Identity, Start
@@ -415,6 +416,17 @@ async def test_mint_tokens_covers_active_users_and_is_logged(identity: Identity)
     identity.clock.now += 1
     with refused(UNAUTHENTICATED):
         await identity.verifier.verify(answer.tokens[0].access_token)
+
+
+async def test_mint_tokens_for_many_users_logs_count_and_first_ids(identity: Identity) -> None:
+    request = user_service_pb2.ImportUsersRequest()
+    for number in range(3 * MAX_AUDITED_IDS):
+        request.users.add(username=f"user{number}", email=f"user{number}@example.com")
+    ids = list((await identity.users.ImportUsers(request, None)).user_ids)
+    with structlog.testing.capture_logs() as lines:
+        await identity.auth.MintTokens(pb.MintTokensRequest(user_ids=ids, ttl_seconds=60), None)
+    (line,) = [line for line in lines if line["event"] == "tokens.minted"]
+    assert (line["users"], line["user_ids"]) == (len(ids), ids[:MAX_AUDITED_IDS])
 
 
 async def test_access_token_roles_come_from_settings_and_account(start: Start) -> None:
