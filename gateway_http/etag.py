@@ -11,9 +11,14 @@ PRIVATE = b"private, no-cache"
 NO_STORE = b"no-store"
 
 
+def digest(payload: bytes) -> bytes:
+    """Returns a digest of 20 bytes."""
+    # SHA-1 is the fastest hash that suffices. An attacker who finds two payloads with the same tag gains nothing.
+    return hashlib.sha1(payload, usedforsecurity=False).digest()
+
+
 def etag(payload: bytes) -> bytes:
     """Returns a weak entity tag, computed from the payload alone: processes give equal payloads equal tags."""
-    # SHA-1 is the fastest hash that suffices. An attacker who finds two payloads with the same tag gains nothing.
     return b'W/"' + hashlib.sha1(payload, usedforsecurity=False).hexdigest()[:27].encode() + b'"'
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +67,7 @@ class RpcRoute:
         if self._streams:
             return
         self._reader = deps.codec.reader(method, binding)
-        self._write: Callable[[Any], bytes] = deps.codec.writer(method, binding)
+        self._writer = deps.codec.writer(method, binding)
         self._numbered_pages = NumberedPages(method) if method.policy.page_numbers else None
         # If the method has a wire type, the response is parsed as the wire type: it holds each tweet as bytes, which
         # the gateway does not parse.
@@ -91,7 +90,7 @@ class RpcRoute:
         key = request.headers.get(b"idempotency-key", b"").decode("latin-1")
         decoded = self._reader.read(request.path_values, request.scope["query_string"], body, actor.user_id, key)
         answer = await self._call_service(decoded, actor, request)
-        return self._respond(self._write(answer), actor, request, decoded)
+        return self._respond(answer, actor, request, decoded)
 
     async def _verify_token(self, request: Request) -> Actor:
         authorization = request.headers.get(b"authorization")
@@ -162,12 +161,12 @@ class RpcRoute:
         finally:
             current_call.reset(before)
 
-    def _respond(self, payload: bytes, actor: Actor, request: Request, decoded: DecodedRequest) -> Response:
+    def _respond(self, answer: Any, actor: Actor, request: Request, decoded: DecodedRequest) -> Response:
         if decoded.page:
             request.response_headers.append(DEPRECATION)
         if not self._is_read:
-            return Response(self._status, _WRITE, payload)
-        tag = etag.etag(payload)
+            return Response(self._status, _WRITE, self._writer.body(answer))
+        payload, tag = self._writer.tagged(answer)
         fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
         return _or_not_modified(
             request, Response(self._status, (*fixed, (b"etag", tag)), payload, compressible=True), tag

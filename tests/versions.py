@@ -14,7 +14,7 @@ class UnknownVersions(Versions, Snapshot):
     def snapshot(self) -> Snapshot:
         return self
 
-    async def current(self, values: Sequence[Versioned[Any]]) -> Sequence[bool]:
+    async def current(self, values: Sequence[Versioned[Any] | None]) -> Sequence[bool]:
         return [False] * len(values)
 
     async def read(self, keys: Iterable[int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from gateway_http.codec.encoder import PROTOBUF, SNAKE_CASE, Encoders, Spelling
 from gateway_http.codec.field_values import Malformed, read_id
 from gateway_http.codec.query import decode_text, parse_query, read_query
 from gateway_http.codec.strict_json import parse_object
+from gateway_http.codec.writers import ResponseWriter
 from gateway_http.router import Binding
 from services.platform.rpc import errors
 from services.platform.rpc.contract import Method
@@ -55,9 +56,8 @@ class Codec:
         field."""
         return RequestReader(method, binding, decoder_of(method.descriptor.input_type, self._decoders))
 
-    def writer(self, method: Method, binding: Binding) -> Callable[[Any], bytes]:
-        """Returns the function that encodes a response as JSON bytes. The response is of the method's wire type, if it
-        has one."""
+    def writer(self, method: Method, binding: Binding) -> ResponseWriter:
+        """Returns the writer of responses, which are of the method's wire type, if it has one."""
         wire_response: Any = method.wire_response.DESCRIPTOR
         return self._encoders.response(method.descriptor.output_type, wire_response, binding.response_body)
 

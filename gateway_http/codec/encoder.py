@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -21,12 +21,9 @@ from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescript
 from google.protobuf.message import Message
 
 from gateway_http.codec.field_values import short_name
-from services.platform.caching.generational import GenerationalCache
+from gateway_http.codec.fragments import FragmentCache
+from gateway_http.codec.writers import PlainWriter, ResponseWriter, WireField, WireWriter
 from services.platform.rpc.contract import message_class
-
-# Maximum number of entries in each of the two generations of a FragmentCache. An entry takes about 1 kB with its key,
-# so a cache takes up to 40 MB.
-MAX_YOUNG_FRAGMENTS = 20_000
 
 Convert = Callable[[Any], Any]
 _INT64 = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
@@ -176,34 +173,8 @@ def rfc3339(value: Any) -> str:
     return f"{datetime.fromtimestamp(value.seconds, UTC).isoformat()[:19]}.{value.nanos // 1_000_000:03d}Z"
 
 
-class FragmentCache:
-    """Caches the JSON of serialised messages. The key is the message's bytes, so an entry is never outdated. Holds at
-    most 2 * `entries` entries.
-
-    `encode` returns the JSON of a serialised message.
-    """
-
-    __slots__ = ("_cache", "_encode")
-
-    def __init__(self, encode: Callable[[bytes], bytes], entries: int = MAX_YOUNG_FRAGMENTS) -> None:
-        self._encode = encode
-        self._cache: GenerationalCache[bytes, orjson.Fragment] = GenerationalCache(entries)
-
-    def __call__(self, data: bytes) -> orjson.Fragment:
-        """Returns the JSON of one serialised message."""
-        found = self._cache.get(data)
-        if found is None:
-            found = orjson.Fragment(self._encode(data))
-            self._cache.put(data, found)
-        return found
-
-    def all(self, serialized: Iterable[bytes]) -> list[orjson.Fragment]:
-        """Returns the JSON of each serialised message, in order."""
-        known = list(serialized)
-        found = self._cache.get_many(known)
-        if None in found:
-            return [self(data) for data in known]
-        return found  # type: ignore[return-value]
+def _json_of(fragments: FragmentCache) -> Convert:
+    return lambda data: fragments.one(data).json
 
 
 def _has(name: str) -> Callable[[Any], bool]:
@@ -217,50 +188,36 @@ class Encoders:
         self._registry = EncoderRegistry(spelling)
         self._fragment_caches: dict[str, FragmentCache] = {}
 
-    def response(
-        self, message: Descriptor, wire_response: Descriptor, response_body: str = ""
-    ) -> Callable[[Any], bytes]:
-        """Returns a function that encodes a response as JSON bytes. Its argument is of the type `wire_response`:
-        `message` or the wire type of `message`.
+    def response(self, message: Descriptor, wire_response: Descriptor, response_body: str = "") -> ResponseWriter:
+        """Returns the writer of responses of the type `wire_response`: `message` or the wire type of `message`.
 
-        If `response_body` names a field, the function encodes only this field, or `{}` if the field is unset. Raises
+        If `response_body` names a field, the writer writes only this field, or `{}` if the field is unset. Raises
         TypeError if `wire_response` is not a wire type of `message`.
         """
         if response_body:
-            return self._body(message.fields_by_name[response_body], wire_response)
+            return PlainWriter(self._body(message.fields_by_name[response_body], wire_response))
         if wire_response.full_name == message.full_name:
             encoder = encoder_of(message, self._registry)
-            return lambda response: orjson.dumps(encoder.to_dict(response))
-        fields = [self._wire_field(one, wire_response) for one in message.fields]
-
-        def encode(response: Any) -> bytes:
-            out: dict[str, Any] = {}
-            for name, read, convert, is_present in fields:
-                if is_present is not None and not is_present(response):
-                    continue
-                value = getattr(response, read)
-                out[name] = value if convert is None else convert(value)
-            return orjson.dumps(out)
-
-        return encode
+            return PlainWriter(lambda response: orjson.dumps(encoder.to_dict(response)))
+        return WireWriter([self._wire_field(one, wire_response) for one in message.fields])
 
     def _body(self, field: FieldDescriptor, wire_response: Descriptor) -> Callable[[Any], bytes]:
         if field.message_type is None or field.is_repeated:
             raise TypeError(f"response_body must name a single message, not {field.full_name}")
-        _, read, convert, is_present = self._wire_field(field, wire_response)
-        assert convert is not None
+        _, read, convert, is_present, fragments = self._wire_field(field, wire_response)
         assert is_present is not None
+        write = _json_of(fragments) if fragments is not None else convert or _unchanged
 
         def encode(response: Any) -> bytes:
-            return orjson.dumps(convert(getattr(response, read))) if is_present(response) else b"{}"
+            if not is_present(response):
+                return b"{}"
+            value = getattr(response, read)
+            return orjson.dumps(write(value))
 
         return encode
 
-    def _wire_field(
-        self, field: FieldDescriptor, wire_response: Descriptor
-    ) -> tuple[str, str, Convert | None, Callable[[Any], bool] | None]:
-        """Returns the field's name in JSON, its name in the wire type, the converter (None if orjson encodes the value
-        unchanged), and the function that tests whether the field is set (None if the field is always written)."""
+    def _wire_field(self, field: FieldDescriptor, wire_response: Descriptor) -> WireField:
+        """Returns how the field is written. Raises TypeError if `wire_response` does not have it."""
         wire_field = wire_response.fields_by_number.get(field.number)
         is_serialized = (
             wire_field is not None
@@ -278,13 +235,12 @@ class Encoders:
         json_name = self._registry.spelling.field(field)
         if not is_serialized or field.message_type is None:
             is_present = _has(wire_field.name) if field.has_presence else None
-            return json_name, wire_field.name, _convert_field(field, self._registry), is_present
+            return WireField(json_name, wire_field.name, _convert_field(field, self._registry), is_present, None)
         fragments = self._fragment_cache(field.message_type)
-        if field.is_repeated:
-            return json_name, wire_field.name, fragments.all, None
         # Protobuf does not record whether a `bytes` field is set. A serialised tweet is never empty, so an empty value
         # means unset.
-        return json_name, wire_field.name, fragments, attrgetter(wire_field.name)
+        is_present = None if field.is_repeated else attrgetter(wire_field.name)
+        return WireField(json_name, wire_field.name, None, is_present, fragments)
 
     def _fragment_cache(self, message: Descriptor) -> FragmentCache:
         if message.full_name not in self._fragment_caches:

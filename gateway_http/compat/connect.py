@@ -99,7 +99,7 @@ class ConnectCall(RpcRoute):
         decoded = await self._read(request, actor, is_json)
         answer = await self._call_service(decoded, actor, request, until)
         if is_json:
-            return Response(200, _JSON_HEADERS, self._write(answer), compressible=self._compressible)
+            return Response(200, _JSON_HEADERS, self._writer.body(answer), compressible=self._compressible)
         # `answer` may be of a wire type, which holds tweets as bytes. The declared response type has the same bytes on
         # the wire, so the gateway sends the tweets without parsing them.
         payload = answer.SerializeToString()

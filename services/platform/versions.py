@@ -94,9 +94,9 @@ class Versions(Protocol):
     def snapshot(self) -> Snapshot:
         """Returns an empty snapshot."""
 
-    async def current(self, values: Sequence[Versioned[Any]]) -> Sequence[bool]:
-        """Returns for each value whether none of its keys has changed since its stamp. Returns False if that is
-        unknown."""
+    async def current(self, values: Sequence[Versioned[Any] | None]) -> Sequence[bool]:
+        """Returns for each value whether none of its keys has changed since its stamp. Returns False for None, and if
+        it is unknown whether a key has changed."""
 
 
 class VersionPublisher(Protocol):
@@ -131,9 +131,9 @@ class MemoryVersions(Versions):
     def snapshot(self) -> Snapshot:
         return _MemorySnapshot(self.now, self._published)
 
-    async def current(self, values: Sequence[Versioned[Any]]) -> Sequence[bool]:
+    async def current(self, values: Sequence[Versioned[Any] | None]) -> Sequence[bool]:
         now = self.now
-        return [value.stamp == now or self._confirm(value, now) for value in values]
+        return [value is not None and (value.stamp == now or self._confirm(value, now)) for value in values]
 
     def _confirm(self, value: Versioned[Any], now: int) -> bool:
         if not self.unchanged(value.keys, value.stamp):

@@ -7,16 +7,16 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 import grpc
-from cachetools import LRUCache
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.graph.v1 import graph_service_pb2_grpc as graph_grpc
 
+from services.platform.caching.generational import GenerationalCache
 from services.platform.versions import Kind, Versioned, Versions, key_of
 from services.shared.celebrity_tiers import CelebritySubscriber
 
-# Maximum number of followees in the cache, summed over all readers: about 100 bytes each, so 200 MB. Beyond it the
-# least recently used readers are evicted.
-MAX_CACHED_EDGES = 2_000_000
+# Maximum number of followees in each of the two generations of the cache, summed over all readers: about 100 bytes each,
+# so at most 200 MB in all.
+MAX_CACHED_EDGES = 1_000_000
 
 
 class FolloweeSet:
@@ -57,14 +57,20 @@ class FolloweeCache:
     def __init__(self, channel: grpc.aio.Channel, versions: Versions, max_cached_edges: int = MAX_CACHED_EDGES) -> None:
         self._graph = graph_grpc.GraphServiceStub(channel)
         self._versions = versions
-        self._cache: LRUCache[int, Versioned[FolloweeSet]] = LRUCache(
-            max_cached_edges, getsizeof=lambda cached: len(cached.value.followees) + 1
+        self._max_cached_edges = max_cached_edges
+        self._cache: GenerationalCache[int, Versioned[FolloweeSet]] = GenerationalCache(
+            max_cached_edges, lambda cached: len(cached.value.followees) + 1
         )
+
+    def cached(self, user_id: int) -> Versioned[FolloweeSet] | None:
+        """Returns the reader's cached followees. Compare their version before use; if they are not current, call
+        `fetch`."""
+        return self._cache.get(user_id)
 
     async def current(self, user_id: int) -> FolloweeSet:
         """Returns the reader's current followees, including every follow acknowledged before the call. Raises AioRpcError
         if they are not cached and graph does not answer."""
-        cached = self._cache.get(user_id)
+        cached = self.cached(user_id)
         if cached is not None and (await self._versions.current((cached,)))[0]:
             return cached.value
         return await self.fetch(user_id)
@@ -79,6 +85,6 @@ class FolloweeCache:
         async for message in self._graph.StreamFollowingIds(graph.StreamFollowingIdsRequest(user_id=user_id)):
             since.extend((followee.followed_at_ms, followee.user_id) for followee in message.followees)
         relations = FolloweeSet(since)
-        if (stamp := snapshot.stamp(keys)) is not None and len(relations.followees) < self._cache.maxsize:
-            self._cache[user_id] = Versioned(keys, stamp, relations)
+        if (stamp := snapshot.stamp(keys)) is not None and len(relations.followees) < self._max_cached_edges:
+            self._cache.put(user_id, Versioned(keys, stamp, relations))
         return relations

@@ -12,10 +12,11 @@ from itertools import islice
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
-from cachetools import LRUCache, TTLCache
+from cachetools import TTLCache
 from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1 import tweet_service_pb2_grpc as tweet_grpc
 
+from services.platform.caching.generational import GenerationalCache
 from services.platform.rpc.deadlines import with_deadline
 from services.platform.versions import Kind, Versioned, Versions, key_of
 from services.shared.hydration.fill_page import NO_DEADLINE, IdBatch
@@ -38,6 +39,7 @@ MAX_CACHED_AUTHORS = 100_000
 # Number of ids cached per author: 100 for the largest page, and 20 because filters remove some. Older ids are read from
 # the tweet service.
 CACHED_DEPTH = 120
+# Readers in each of the two generations of the cache of own ids, about 1 kB each.
 MAX_OWN_CACHED = 16_384
 # Minimum number of ids per author in the first batch of a build. Fewer would save little and need more batches.
 MIN_BUILD_DEPTH = 32
@@ -49,6 +51,11 @@ MAX_ROUNDS = 256
 # Tweet ids by author id, newest first.
 IdsByAuthor: TypeAlias = Mapping[int, Sequence[int]]
 IdBatches: TypeAlias = AsyncIterator[IdsByAuthor]
+# A function `(authors, before_id, depth)` that returns all ids that `TweetIdSource.newest` would yield, or None if it does
+# not have them.
+LookUp: TypeAlias = Callable[[Sequence[int], int, int], IdsByAuthor | None]
+# The newest CACHED_DEPTH tweet ids of one author, newest first.
+OwnIds: TypeAlias = "array[int]"
 T = TypeVar("T")
 
 
@@ -150,7 +157,11 @@ class VersionedOwnIds:
     def __init__(self, owner: TweetIdSource, versions: Versions) -> None:
         self._owner = owner
         self._versions = versions
-        self._cache: LRUCache[int, Versioned[array[int]]] = LRUCache(MAX_OWN_CACHED)
+        self._cache: GenerationalCache[int, Versioned[OwnIds]] = GenerationalCache(MAX_OWN_CACHED)
+
+    def cached(self, reader: int) -> Versioned[OwnIds] | None:
+        """Returns the cached ids of a reader. Compare their version before use."""
+        return self._cache.get(reader)
 
     def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         """Implements TweetIdSource for the reader: `authors` is the reader's id alone."""
@@ -167,7 +178,7 @@ class VersionedOwnIds:
             fresh = await all_ids(self._owner.newest((author,), 0, CACHED_DEPTH))
             cached = Versioned(keys, snapshot.stamp(keys), array("q", fresh.get(author, ())))
             if cached.stamp is not None:
-                self._cache[author] = cached
+                self._cache.put(author, cached)
         found, beyond = _cut({author: cached.value}, before_id, depth)
         return await all_ids(self._owner.newest(beyond, before_id, depth)) if beyond else found
 
@@ -204,23 +215,43 @@ class Puller:
     def __init__(self, owner: TweetIdSource, clock: Callable[[], float], versions: Versions) -> None:
         """`owner` reads from the tweet service. `clock` returns seconds since any fixed point."""
         self._owner = owner
-        self._own = VersionedOwnIds(owner, versions)
+        self.own_ids = VersionedOwnIds(owner, versions)
         self._cached = CachedIds(owner, clock)
 
-    def reading_for(self, reader: int) -> TweetIdSource:
-        """Returns the source of ids for the home timeline of `reader`."""
-        return RoutedIds(reader, self._owner, self._own, self._cached)
+    def reading_for(self, reader: int, own: OwnIds | None = None) -> RoutedIds:
+        """Returns the source of ids for the home timeline of `reader`. `own` are the reader's ids of `own_ids` if they
+        are cached and current."""
+        return RoutedIds(reader, self._owner, self.own_ids, self._cached, own)
 
 
 class RoutedIds:
     """Reads the reader's own tweet ids from `own`, and those of other authors from `cached` if there are more than
-    CACHE_ABOVE_AUTHORS of them, otherwise from `owner`."""
+    CACHE_ABOVE_AUTHORS of them, otherwise from `owner`. `current_own` are the reader's newest CACHED_DEPTH ids, None if
+    they are not cached."""
 
-    def __init__(self, reader: int, owner: TweetIdSource, own: TweetIdSource, cached: TweetIdSource) -> None:
+    __slots__ = ("_cached", "_current_own", "_own", "_owner", "_reader")
+
+    def __init__(
+        self,
+        reader: int,
+        owner: TweetIdSource,
+        own: TweetIdSource,
+        cached: TweetIdSource,
+        current_own: OwnIds | None = None,
+    ) -> None:
+        self._current_own = current_own
         self._reader = reader
         self._owner = owner
         self._own = own
         self._cached = cached
+
+    def known(self, authors: Sequence[int], before_id: int, depth: int) -> IdsByAuthor | None:
+        """Returns all ids that `newest` would yield, if `authors` is only the reader and `current_own` has the ids;
+        otherwise None."""
+        if self._current_own is None or len(authors) != 1 or authors[0] != self._reader:
+            return None
+        found, beyond = _cut({self._reader: self._current_own}, before_id, depth)
+        return None if beyond else found
 
     def newest(self, authors: Sequence[int], before_id: int, depth: int) -> IdBatches:
         if len(authors) == 1 and authors[0] == self._reader:
@@ -283,13 +314,16 @@ class DescendingMerge:
         bound: int,
         depth: int,
         deadline: float = NO_DEADLINE,
+        known: LookUp | None = None,
     ) -> None:
+        """`known` returns what `source` would yield, if no call is needed for it."""
         if home is not None and home.floor and bound and bound <= home.floor + 1:
             home = None
         self.partial = False
         # The ids received for the first batch, by author id. `HomeBuild.so_far` uses them before the batch is complete.
         self.first_answers: dict[int, Sequence[int]] = {}
         self._source = source
+        self._known = known
         self._home = home
         self._all_authors = all_authors
         self._authors = pulled if home is not None else list(all_authors)
@@ -308,6 +342,13 @@ class DescendingMerge:
         first. `next_position` is its frontier, 0 if no older id exists. Raises the AioRpcError of the tweet service."""
         if not self._left:
             raise StopAsyncIteration
+        if self._known is not None:
+            known = self._known(self._authors, self._bound, self._depth)
+            if known is not None:
+                return self._batch(known)
+        return await self._read_batch()
+
+    async def _read_batch(self) -> IdBatch:
         found: dict[int, Sequence[int]] = self.first_answers if self._first else {}
         batches = self._source.newest(self._authors, self._bound, self._depth)
         try:
@@ -322,12 +363,16 @@ class DescendingMerge:
             if not self._first:
                 raise StopAsyncIteration from None
             self.partial = True
+        return self._batch(found)
+
+    def _batch(self, found: IdsByAuthor) -> IdBatch:
+        """Returns the batch that consists of the ids `found` by author, and sets the bound of the next one."""
         ids, frontier = self._merged(found)
         self._first = False
         self._left = self._left - 1 if frontier and not self.partial else 0
         return IdBatch(ids, frontier)
 
-    def _merged(self, found: dict[int, Sequence[int]]) -> tuple[list[int], int]:
+    def _merged(self, found: IdsByAuthor) -> tuple[list[int], int]:
         """Returns the ids of this batch, newest first, and the frontier (0: no older id exists). `found` contains the
         ids read for this batch by author id. Sets the sources and the bound of the next batch."""
         pool, frontier = _from_home(self._home, self._bound, self._depth)

@@ -32,7 +32,7 @@ async def build(context: ServiceContext) -> Service:
     hydrator = hydrator_of(context)
     builds = HomeBuilder(store, relations, owner, tiers, rules, context.clock)
     puller = Puller(owner, time.monotonic, context.versions)
-    reader = HomeReader(store, builds, relations, puller, hydrator, tiers, rules, context.clock)
+    reader = HomeReader(store, builds, relations, puller, hydrator, tiers, rules, context.versions, context.clock)
     explainer = Explainer(reader, hydrator, context.channel)
     servicer = TimelineService(
         store, reader, builds, explainer, SearchTimelines(context.channel), rules, context.cursors

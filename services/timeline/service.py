@@ -12,10 +12,11 @@ from services.platform.pagination.cursors import Cursors
 from services.platform.pagination.page_size import page_size_of
 from services.platform.rpc import context as calls
 from services.platform.rpc import errors
+from services.shared.hydration.tweet_page import TweetPage
 from services.timeline.explain import Explainer
 from services.timeline.fanout_rules import PULL, FanoutRules
 from services.timeline.home.builder import HomeBuilder
-from services.timeline.home.reader import MAX_ENTRIES, HomeReader
+from services.timeline.home.reader import MAX_ENTRIES, HomePage, HomeReader
 from services.timeline.search_timelines import SearchTimelines
 from services.timeline.store import HomeTimelineStore
 
@@ -26,9 +27,6 @@ MAX_APPENDS = 10_000
 # Maximum seconds that RebuildHomeTimeline waits for its build. The deadline of the call is 10 s; the last second is
 # left for the response.
 REBUILD_WAIT_S = 9.0
-# Key of the trailing metadata that says how the page was read: WARM, BUILT or PULLED.
-TRAILER = "roost-timeline"
-
 # The generated type of the context differs per method. The servicer only calls `set_trailing_metadata`.
 _Context = Any
 
@@ -62,15 +60,22 @@ class TimelineService(TimelineServiceServicer):
         size = page_size_of(request)
         # `mode` is ignored: there is no ranking yet, so TIMELINE_MODE_RANKED is newest first too.
         page = await self._reader.page(user_id, bound, served, size)
+        context.set_trailing_metadata(page.trailer)
+        response = page.response
+        if response is None:
+            response = page.response = TweetPage(
+                [entry.data for entry in page.entries],
+                self._next_cursor(page, user_id, bound, served),
+                partial=page.partial,
+                is_reused=page.is_reused,
+            )
+        return response.as_response()
+
+    def _next_cursor(self, page: HomePage, user_id: int, bound: int, served: int) -> str:
         if page.partial:
             # Requests the same page again.
-            next_cursor = self._seal_cursor(user_id, bound, served)
-        else:
-            next_cursor = self._seal_cursor(user_id, page.bound, served + len(page.entries)) if page.bound else ""
-        context.set_trailing_metadata(((TRAILER, page.label),))
-        return tweet_pb2.SerializedTweetPage(
-            tweets=[entry.data for entry in page.entries], next_cursor=next_cursor, partial=page.partial
-        )
+            return self._seal_cursor(user_id, bound, served)
+        return self._seal_cursor(user_id, page.bound, served + len(page.entries)) if page.bound else ""
 
     async def ListMentions(self, request: pb.ListMentionsRequest, context: _Context) -> tweet_pb2.SerializedTweetPage:
         return await self._search_timelines.mentions(calls.require_user(), request.cursor, page_size_of(request))

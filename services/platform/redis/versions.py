@@ -29,13 +29,16 @@ class RedisVersions(Versions):
     def snapshot(self) -> Snapshot:
         return _RedisSnapshot(self)
 
-    async def current(self, values: Sequence[Versioned[Any]]) -> Sequence[bool]:
-        if not values:
-            return ()
-        found = await self.read(chain.from_iterable(value.keys for value in values))
+    async def current(self, values: Sequence[Versioned[Any] | None]) -> Sequence[bool]:
+        known = [value for value in values if value is not None]
+        if not known:
+            return [False] * len(values)
+        found = await self.read(chain.from_iterable(value.keys for value in known))
         now = self._monotonic()
 
-        def is_current(value: Versioned[Any]) -> bool:
+        def is_current(value: Versioned[Any] | None) -> bool:
+            if value is None:
+                return False
             expires, versions = value.stamp
             return bool(now < expires and tuple(map(found.get, value.keys)) == versions)
 

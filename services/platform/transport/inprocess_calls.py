@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from services.platform.rpc import errors
+from services.platform.rpc.by_reference import ByReference
 from services.platform.rpc.context import Call, current_call
 from services.platform.rpc.interceptors import InterceptedMethod
 from services.platform.transport.message_guard import MutationGuard
@@ -83,13 +84,18 @@ class BoundMethod:
         return request if self.checker is None else self.checker.freeze(self.path, request)
 
     def received(self, response: Message) -> Message:
+        wanted = self.wanted
+        if isinstance(response, ByReference):
+            if wanted is response.wire_type:
+                return response
+            return (wanted or response.wire_type).FromString(response.SerializeToString())
         if self.checker is not None:
             response = self.checker.freeze(self.path, response)
             self.checker.verify()
-        if self.wanted is None or type(response) is self.wanted:
+        if wanted is None or type(response) is wanted:
             return response
         # The servicer returned a wire type: converts it to the message that the stub expects.
-        return self.wanted.FromString(response.SerializeToString())
+        return wanted.FromString(response.SerializeToString())
 
 
 def rpc_error(error: errors.RoostError, trailing: Sequence[tuple[str, str | bytes]]) -> grpc.aio.AioRpcError:

@@ -7,7 +7,8 @@ from time import monotonic
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from services.shared.hydration.hydrator import MAX_ROUND_IDS, HydratedTweet
+from services.shared.hydration.cache import HydratedTweet
+from services.shared.hydration.hydrator import MAX_ROUND_IDS
 
 # Maximum number of reads of a stored list for one page, about 1,200 ids. After them, a short page with a cursor is
 # returned, so that many hidden tweets in a row do not delay a call.

@@ -16,11 +16,11 @@ from prometheus_client import Counter
 
 from services.platform.shared_state import SharedUserRefs
 from services.platform.versions import Kind, Snapshot, Versioned, key_of
-from services.shared.hydration.cache import CachedTweet, HydrationCache
+from services.shared.hydration.cache import CachedTweet, HydratedTweet, HydrationCache
 from services.shared.hydration.loader import TweetLoader
 from services.shared.hydration.owner_responses import await_all
 from services.shared.hydration.parsed import TweetRecord
-from services.shared.hydration.readers import ReaderView, ReaderViews
+from services.shared.hydration.readers import CachedView, ReaderView, ReaderViews
 
 # Maximum number of ids hydrated at once; more ids are hydrated in several rounds. A tweet refers to up to two more
 # users and two more tweets, and the services accept 1,000 ids per call.
@@ -31,14 +31,7 @@ _from_cache, _from_owner = (_hydrated.labels(source) for source in ("cache", "ow
 # Number of ids hydrated beyond those that the page needs. Few tweets are hidden from a reader, so these usually fill the
 # page.
 _SPARE_IDS = 4
-
-
-class HydratedTweet(NamedTuple):
-    """A visible tweet. `data` is a serialized roost.tweet.v1.Tweet."""
-
-    id: int
-    author_id: int
-    data: bytes
+_NOBODY: frozenset[int] = frozenset()
 
 
 class ListRules(Protocol):
@@ -49,6 +42,15 @@ class ListRules(Protocol):
 
     def requires_parent(self, reply: CachedTweet) -> bool:
         """Returns whether the list shows the reply only if its parent is live and the parent's author visible."""
+
+
+class Hydrated(NamedTuple):
+    """The visible tweets of some ids. `parts` are the cached tweets of which the result is made, hidden ones included:
+    if they are unchanged, and the reader's view too, the result is still true. It is None if something was not cached.
+    """
+
+    tweets: list[HydratedTweet]
+    parts: Sequence[Versioned[CachedTweet | None]] | None
 
 
 class _Loaded(NamedTuple):
@@ -91,20 +93,42 @@ class Hydrator:
         unchecked.
         """
         view = await self._readers.open(reader_id)
+        return (await self.hydrate(view, ids, limit, hide_muted=hide_muted, rules=rules)).tweets
+
+    async def hydrate(
+        self,
+        view: ReaderView,
+        ids: Sequence[int],
+        limit: int,
+        *,
+        hide_muted: bool,
+        rules: ListRules | None,
+        followees: frozenset[int] = _NOBODY,
+    ) -> Hydrated:
+        """Does the same as `visible` for the view of a reader, and returns the parts of the result too. `followees` are
+        those of the reader; without them, graph is asked more often."""
         found: list[HydratedTweet] = []
+        parts: list[Versioned[CachedTweet | None]] | None = []
         start, size = 0, min(limit + limit // 4 + _SPARE_IDS, MAX_ROUND_IDS)
         while start < len(ids) and len(found) < limit:
-            tweets = await self._tweets(view, ids[start : start + size], rules)
-            if (check := self._readers.author_check(view, _authors_of(tweets))) is not None:
+            tweets, entries = await self._tweets(view, ids[start : start + size], rules, followees)
+            if (check := self._readers.author_check(view, _authors_of(tweets), followees)) is not None:
                 await check
             shown = _shown(tweets, view, hide_muted, rules, limit - len(found))
-            states = await self._readers.load_states(view, [tweet for tweet, _ in shown])
-            found += [
-                HydratedTweet(tweet.id, tweet.author_id, tweet.data(states, hides_nested))
-                for tweet, hides_nested in shown
-            ]
+            states, were_cached = await self._readers.load_states(view, [tweet for tweet, _ in shown])
+            parts = None if parts is None or entries is None or not were_cached else [*parts, *entries]
+            found += [tweet.shown(states, hides_nested) for tweet, hides_nested in shown]
             start, size = start + size, min(size * 2, MAX_ROUND_IDS)
-        return found
+        return Hydrated(found, parts)
+
+    def cached_view(self, reader_id: int) -> CachedView:
+        """Returns what is cached for a reader (≠ 0). Compare the versions, then call `view`."""
+        return self._readers.cached(reader_id)
+
+    async def view(self, reader_id: int, cached: CachedView, current: Sequence[bool]) -> ReaderView:
+        """Returns the view of a reader (≠ 0) from what `cached_view` returned and what `Versions.current` returned for
+        it."""
+        return await self._readers.confirmed(reader_id, cached, current)
 
     async def author_fragments(self, reader_id: int, user_ids: Iterable[int]) -> dict[int, bytes]:
         """Returns the field `author` of a tweet for each of these users (≤ 1,000), by user id. Users hidden from the
@@ -117,14 +141,20 @@ class Hydrator:
         hidden = view.filter.hidden
         return {i: fragment for i, fragment in fragments.items() if fragment and i not in hidden}
 
-    async def _tweets(self, view: ReaderView, ids: Sequence[int], rules: ListRules | None) -> Sequence[CachedTweet]:
-        """Returns the tweets that somebody may see and that the rules admit, in the order of `ids`, complete."""
+    async def _tweets(
+        self, view: ReaderView, ids: Sequence[int], rules: ListRules | None, followees: frozenset[int]
+    ) -> tuple[Sequence[CachedTweet], Sequence[Versioned[CachedTweet | None]] | None]:
+        """Returns the tweets that somebody may see and that the rules admit, in the order of `ids`, complete. Also
+        returns the cached tweets of all ids; None if a tweet was loaded."""
         entries = self._cache.tweets.get_many(ids)
-        current = await self._cache.versions.current([entry for entry in entries if entry is not None])
+        current = await self._cache.versions.current(entries)
         loaded = None
-        if None in entries or not all(current):
-            known = iter(current)
-            tweets = {i: entry.value for i, entry in zip(ids, entries, strict=True) if entry and next(known)}
+        if False in current:
+            tweets = {
+                i: entry.value
+                for i, entry, is_current in zip(ids, entries, current, strict=True)
+                if entry is not None and is_current
+            }
             missing = [i for i in ids if i not in tweets]
             _from_owner.inc(len(missing))
             _from_cache.inc(len(tweets))
@@ -137,17 +167,19 @@ class Hydrator:
         admitted = live if rules is None else rules.admitted(live)
         heads = [tweet.id for tweet in admitted if not tweet.whole]
         if not heads:
-            return admitted
+            return admitted, None if loaded is not None else [entry for entry in entries if entry is not None]
         if loaded is None or not loaded.records.keys() >= set(heads):
             loaded = await self._load(view, heads)
         records = [record for i in heads if (record := loaded.records.get(i)) is not None]
         calls: list[Any] = [self._loader.complete(records, view.reader_id, loaded.snapshot)]
         # Started before the other calls, so that over sockets they run at the same time.
-        if (check := self._readers.author_check(view, _authors_of(admitted))) is not None:
+        if (check := self._readers.author_check(view, _authors_of(admitted), followees)) is not None:
             calls.append(check)
         complete, states = (await await_all(calls))[0]
         self._readers.add_states(view, states)
-        return [done for tweet in admitted if (done := tweet if tweet.whole else complete.get(tweet.id)) is not None]
+        return [
+            done for tweet in admitted if (done := tweet if tweet.whole else complete.get(tweet.id)) is not None
+        ], None
 
     async def _load(self, view: ReaderView, ids: Sequence[int]) -> _Loaded:
         snapshot = self._cache.versions.snapshot()
@@ -179,6 +211,8 @@ def _shown(
     from the reader."""
     hidden = view.filter.hidden
     muted = view.filter.muted if hide_muted else ()
+    if not hidden and not muted and rules is None:
+        return [(tweet, False) for tweet in tweets[:limit]]
     found: list[tuple[CachedTweet, bool]] = []
     for tweet in tweets:
         needs_parent = tweet.parent_id and rules is not None and rules.requires_parent(tweet)

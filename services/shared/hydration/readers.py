@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc.aio
 from roost.graph.v1 import graph_service_pb2 as graph
@@ -24,6 +24,10 @@ from services.shared.hydration.cache import (
 )
 from services.shared.hydration.loader import TweetLoader
 
+# Maximum number of users about whom graph is asked in one call; the proto states it.
+MAX_CANDIDATES = 1_000
+_NOBODY: frozenset[int] = frozenset()
+
 
 class ReaderView:
     """What one reader sees, for one page: the reader's filter, and the viewer states that are known. A reader of 0 is
@@ -36,12 +40,35 @@ class ReaderView:
         self.filter = reader_filter
         self.states = states
 
+    def equals(self, other: ReaderView) -> bool:
+        """Returns whether a page for this view is a page for the other one too: both are of the same version of the same
+        reader's filter and viewer states."""
+        return self.filter is other.filter and self.states is other.states
+
+
+class CachedView(NamedTuple):
+    """What is cached for a reader; None if nothing is. Compare its versions before use."""
+
+    filter: Versioned[ReaderFilter] | None
+    states: Versioned[ReaderStates] | None
+
+
+class KnownStates(NamedTuple):
+    """Viewer states as indexes into VIEWER by tweet id. `were_cached` is false if some were loaded, or are missing
+    because engagement did not answer."""
+
+    by_tweet: Mapping[int, int]
+    were_cached: bool
+
 
 class AuthorCheck:
     """A call of graph in progress. Awaiting it adds the response to the reader's filter, or raises AioRpcError."""
 
-    def __init__(self, view: ReaderView, cache: HydrationCache, user_ids: Collection[int], call: Any) -> None:
+    def __init__(
+        self, view: ReaderView, cache: HydrationCache, user_ids: Collection[int], followees: frozenset[int], call: Any
+    ) -> None:
         self._view = view
+        self._followees = followees
         self._cache = cache
         self._user_ids = user_ids
         self._call = call
@@ -49,6 +76,8 @@ class AuthorCheck:
     def __await__(self) -> Generator[Any, None, None]:
         answer = yield from self._call.__await__()
         self._view.filter.add(self._user_ids, chain(answer.blocked_ids, answer.blocked_by_ids), answer.muted_ids)
+        if self._followees:
+            self._view.filter.followees = self._followees
         self._cache.filters.grew(self._view.reader_id)
 
     def cancel(self) -> None:
@@ -65,23 +94,35 @@ class ReaderViews:
         self._cache = cache
         self._loader = loader
 
+    def cached(self, reader_id: int) -> CachedView:
+        """Returns what is cached for a reader (≠ 0)."""
+        return CachedView(self._cache.filters.get(reader_id), self._cache.states.get(reader_id))
+
     async def open(self, reader_id: int) -> ReaderView:
         """Returns the view of a reader, with what is cached and current."""
         if not reader_id:
             return ReaderView(0, ReaderFilter(), ReaderStates())
-        cached = self._cache
-        reader_filter, states = cached.filters.get(reader_id), cached.states.get(reader_id)
-        known: list[Versioned[Any]] = [entry for entry in (reader_filter, states) if entry is not None]
-        current = dict(zip(map(id, known), await cached.versions.current(known), strict=True))
-        if reader_filter is not None and current[id(reader_filter)] and states is not None and current[id(states)]:
+        cached = self.cached(reader_id)
+        return await self.confirmed(reader_id, cached, await self._cache.versions.current(cached))
+
+    async def confirmed(self, reader_id: int, known: CachedView, current: Sequence[bool]) -> ReaderView:
+        """Returns the view of a reader (≠ 0) with those parts of `known` that are current, as `Versions.current`
+        returned for them."""
+        reader_filter, states = known
+        if reader_filter is not None and states is not None and False not in current:
             return ReaderView(reader_id, reader_filter.value, states.value)
+        cached = self._cache
         snapshot = cached.versions.snapshot()
         await snapshot.read((*filter_keys(reader_id), *states_keys(reader_id)))
 
         def renewed(
-            entry: Versioned[R] | None, keys: tuple[int, ...], cache: ReaderCache[R], empty: Callable[[], R]
+            entry: Versioned[R] | None,
+            is_current: bool,
+            keys: tuple[int, ...],
+            cache: ReaderCache[R],
+            empty: Callable[[], R],
         ) -> R:
-            if entry is not None and current[id(entry)]:
+            if entry is not None and is_current:
                 return entry.value
             value, stamp = empty(), snapshot.stamp(keys)
             if stamp is not None:
@@ -90,20 +131,24 @@ class ReaderViews:
 
         return ReaderView(
             reader_id,
-            renewed(reader_filter, filter_keys(reader_id), cached.filters, ReaderFilter),
-            renewed(states, states_keys(reader_id), cached.states, ReaderStates),
+            renewed(reader_filter, current[0], filter_keys(reader_id), cached.filters, ReaderFilter),
+            renewed(states, current[1], states_keys(reader_id), cached.states, ReaderStates),
         )
 
-    def author_check(self, view: ReaderView, user_ids: Collection[int]) -> AuthorCheck | None:
+    def author_check(
+        self, view: ReaderView, user_ids: set[int], followees: frozenset[int] = _NOBODY
+    ) -> AuthorCheck | None:
         """Starts a call of graph about the users (≤ 1,000) whose relation to the reader the view does not know; None if
-        it knows all."""
-        if not view.reader_id or view.filter.authors.issuperset(user_ids):
+        it knows all. The call is also about the reader's `followees`, if they are few, because the reader will see their
+        tweets next."""
+        if not view.reader_id or not (unknown := view.filter.unknown(user_ids)):
             return None
-        unknown = set(user_ids) - view.filter.authors
-        request = graph.GetVisibilityFilterRequest(user_id=view.reader_id, candidate_ids=unknown)
-        return AuthorCheck(view, self._cache, unknown, self._get_filter(request))
+        if followees is view.filter.followees or len(unknown) + len(followees) > MAX_CANDIDATES:
+            followees = _NOBODY
+        request = graph.GetVisibilityFilterRequest(user_id=view.reader_id, candidate_ids=unknown | followees)
+        return AuthorCheck(view, self._cache, unknown - followees, followees, self._get_filter(request))
 
-    async def load_states(self, view: ReaderView, tweets: Iterable[CachedTweet]) -> Mapping[int, int]:
+    async def load_states(self, view: ReaderView, tweets: Iterable[CachedTweet]) -> KnownStates:
         """Returns viewer states that include those of these tweets (≤ 300), after loading the ones that the view does
         not know."""
         # The page of another task may add to this dict or replace it meanwhile, but removes nothing from it.
@@ -111,8 +156,8 @@ class ReaderViews:
         if view.reader_id and (unknown := {i for tweet in tweets for i in tweet.stateful_ids if i not in states}):
             loaded = await self._loader.viewer_states(view.reader_id, list(unknown))
             self.add_states(view, loaded)
-            states = {**states, **loaded}
-        return states
+            return KnownStates({**states, **loaded}, False)
+        return KnownStates(states, True)
 
     def add_states(self, view: ReaderView, states: ViewerStates) -> None:
         """Adds viewer states to the view and the cache."""

@@ -4,21 +4,25 @@ not see."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from time import monotonic
-from typing import NamedTuple
 
 from services.platform.rpc import context
+from services.platform.versions import Versions
 from services.shared.celebrity_tiers import CelebritySubscriber
-from services.shared.hydration.fill_page import fill_page
-from services.shared.hydration.hydrator import HydratedTweet, Hydrator
+from services.shared.hydration.cache import HydratedTweet
+from services.shared.hydration.fill_page import FilledPage, IdBatch, fill_page
+from services.shared.hydration.hydrator import Hydrated, Hydrator
+from services.shared.hydration.readers import ReaderView
+from services.shared.hydration.tweet_page import TweetPage
 from services.timeline.fanout_rules import HYBRID, PULL, FanoutRules, Source
 from services.timeline.followees import FolloweeCache, FolloweeSet
 from services.timeline.home.builder import HomeBuilder
+from services.timeline.home.first_pages import FirstPages
 from services.timeline.home.rules import HomeRules
-from services.timeline.pull import DescendingMerge, Puller
+from services.timeline.pull import DescendingMerge, OwnIds, Puller
 from services.timeline.store import HomeList, HomeTimelineStore
 
 # Maximum number of entries of a home timeline, over all its pages. Older tweets are not shown.
@@ -34,11 +38,13 @@ SPARE = 5
 
 # How a page was read: from a warm home timeline, from one that was built during the call, without a stored one.
 WARM, BUILT, PULLED = "warm", "built", "pull"
+# The trailing metadata that says how the page was read.
+_TRAILERS = {label: (("roost-timeline", label),) for label in (WARM, BUILT, PULLED)}
 
 
 @dataclass(slots=True)
 class HomeSnapshot:
-    """The home timeline and the followees that one read uses.
+    """What one read of a home timeline starts from: the followees, the view of the reader, and the home timeline.
 
     `home` is None if all authors are pulled. `pulled` contains the authors that are pulled in addition to `home`, with
     the reason for each. `label` is WARM, BUILT or PULLED.
@@ -46,12 +52,15 @@ class HomeSnapshot:
 
     reader: int
     relations: FolloweeSet
-    home: HomeList | None
-    pulled: Mapping[int, Source]
-    label: str
+    view: ReaderView
+    # The reader's newest own tweet ids, None if they are not cached.
+    own: OwnIds | None
     # The time on the monotonic clock, in seconds, at which the read stops waiting for ids and continues with those it
     # has.
     until: float
+    home: HomeList | None = None
+    pulled: Mapping[int, Source] = field(default_factory=dict)
+    label: str = PULLED
     # True if the build did not end in time, so that `home` may lack ids.
     partial: bool = False
 
@@ -60,14 +69,21 @@ class HomeSnapshot:
         return chain((self.reader,), self.relations.followees)
 
 
-class HomePage(NamedTuple):
+@dataclass(slots=True)
+class HomePage:
     """One page. The next page begins below the tweet id `bound` (exclusive). If `bound` is 0, this is the last page,
-    unless `partial` is true: then tweets may be missing, and the caller must request the same page again."""
+    unless `partial` is true: then tweets may be missing, and the caller must request the same page again.
+
+    `trailer` is the trailing metadata of the response. If `is_reused` is true, later reads may return the same object;
+    the servicer stores its response in `response`.
+    """
 
     entries: Sequence[HydratedTweet]
     bound: int
-    label: str
     partial: bool
+    trailer: tuple[tuple[str, str]]
+    is_reused: bool = False
+    response: TweetPage | None = None
 
 
 class HomeReader:
@@ -83,6 +99,7 @@ class HomeReader:
         hydrator: Hydrator,
         tiers: CelebritySubscriber,
         rules: FanoutRules,
+        versions: Versions,
         clock: Callable[[], float],
     ) -> None:
         """`clock` returns Unix seconds."""
@@ -94,6 +111,8 @@ class HomeReader:
         self._tiers = tiers
         self._rules = rules
         self._clock = clock
+        self._versions = versions
+        self._pages: FirstPages[HomePage] = FirstPages(versions)
 
     async def page(self, reader: int, bound: int, served: int, size: int) -> HomePage:
         """Returns up to `size` entries, newest first, whose tweet ids are below `bound` (0: from the newest). `served`
@@ -101,60 +120,87 @@ class HomeReader:
         snapshot = await self.snapshot(reader)
         wanted = min(size, MAX_ENTRIES - served)
         merge = self.merge(snapshot, bound, size + SPARE)
-        page = await fill_page(merge, partial(self.visible, snapshot), wanted, snapshot.until)
-        reached = 0 if served + len(page.tweets) >= MAX_ENTRIES else page.next_position
-        is_partial = snapshot.partial or merge.partial
-        return HomePage(page.tweets, reached, snapshot.label, is_partial)
+        if bound or snapshot.label is not WARM:
+            page = await fill_page(merge, partial(self.visible, snapshot), wanted, snapshot.until)
+            return _home_page(page, served, snapshot, snapshot.partial or merge.partial, False)
+        newest = await anext(merge)
+        known = await self._pages.get(snapshot.view, newest, size)
+        if known is not None:
+            return known
+        used: list[Hydrated] = []
+
+        async def visible(ids: Sequence[int], limit: int) -> list[HydratedTweet]:
+            used.append(await self._hydrate(snapshot, ids, limit))
+            return used[-1].tweets
+
+        page = await fill_page(_BatchesFrom(newest, merge), visible, wanted, snapshot.until)
+        parts = used[0].parts if len(used) == 1 and not merge.partial else None
+        found = _home_page(page, served, snapshot, merge.partial, parts is not None)
+        if parts is not None:
+            self._pages.put(snapshot.view, newest, size, parts, found)
+        return found
 
     async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> list[HydratedTweet]:
         """Hydrates the first `limit` of the ids that the home timeline may show to the reader. Pages and explanations
         use no other filter."""
-        rules = HomeRules(snapshot.reader, snapshot.relations.followees)
-        return await self._hydrator.visible(snapshot.reader, ids, limit, hide_muted=True, rules=rules)
+        return (await self._hydrate(snapshot, ids, limit)).tweets
+
+    async def _hydrate(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> Hydrated:
+        followees = snapshot.relations.followees
+        rules = HomeRules(snapshot.reader, followees)
+        return await self._hydrator.hydrate(
+            snapshot.view, ids, limit, hide_muted=True, rules=rules, followees=followees
+        )
 
     async def snapshot(self, reader: int) -> HomeSnapshot:
         """Returns what a read of the home timeline starts from: the warm home timeline, one that is built now, or none
         if all authors are to be pulled."""
         until = _build_wait_deadline()
-        relations = await self._relations.current(reader)
-        everything_pulled = HomeSnapshot(reader, relations, None, {}, PULLED, until)
+        followees, own, cached_view = (
+            self._relations.cached(reader),
+            self._puller.own_ids.cached(reader),
+            self._hydrator.cached_view(reader),
+        )
+        # One comparison for all that is cached for the reader: over Redis it is one round trip.
+        current = await self._versions.current((followees, own, *cached_view))
+        relations = followees.value if followees and current[0] else await self._relations.fetch(reader)
+        view = await self._hydrator.view(reader, cached_view, current[2:])
+        read = HomeSnapshot(reader, relations, view, own.value if own and current[1] else None, until)
         if self._rules.mode == PULL or not self._decidable():
-            return everything_pulled
+            return read
         home = await self._store.read(reader)
         if home is not None:
             if self._rules.usable(home, relations, self._now_ms()):
-                return self._warm_snapshot(reader, relations, home, WARM, until)
+                return self._with_home(read, home, WARM)
             await self._store.drop(reader)
         build = self._builds.get_or_start(reader)
         if build is None:
-            return everything_pulled
+            return read
         if not await build.done(until - monotonic()):
             # The build has used up the time limit. The pull gets a new one, so that the page has at least the reader's
             # own tweets.
-            snapshot = self._warm_snapshot(
-                reader, relations, build.so_far(self._rules.mode), PULLED, _build_wait_deadline()
-            )
-            snapshot.partial = True
-            return snapshot
+            read.until = _build_wait_deadline()
+            read.partial = True
+            return self._with_home(read, build.so_far(self._rules.mode), PULLED)
         if build.home is None:
-            return everything_pulled
-        return self._warm_snapshot(reader, relations, build.home, BUILT if build.installed else PULLED, until)
+            return read
+        return self._with_home(read, build.home, BUILT if build.installed else PULLED)
 
     def merge(self, snapshot: HomeSnapshot, bound: int, depth: int) -> DescendingMerge:
         """Returns the merge of stored and pulled ids below `bound` (0: from the newest), unfiltered. `depth` is the
         number of ids per author in its first batch. At the time `snapshot.until` the merge ends, even if older ids
         exist."""
-        source = self._puller.reading_for(snapshot.reader)
+        source = self._puller.reading_for(snapshot.reader, snapshot.own)
+        authors = snapshot.all_authors()
         return DescendingMerge(
-            source, snapshot.home, list(snapshot.pulled), snapshot.all_authors(), bound, depth, snapshot.until
+            source, snapshot.home, list(snapshot.pulled), authors, bound, depth, snapshot.until, source.known
         )
 
-    def _warm_snapshot(
-        self, reader: int, relations: FolloweeSet, home: HomeList, label: str, until: float
-    ) -> HomeSnapshot:
-        return HomeSnapshot(
-            reader, relations, home, self._rules.pulled(reader, relations, self._tiers, home), label, until
-        )
+    def _with_home(self, read: HomeSnapshot, home: HomeList, label: str) -> HomeSnapshot:
+        """Adds a home timeline, and the authors to pull in addition to it, to a read that began without."""
+        read.home, read.label = home, label
+        read.pulled = self._rules.pulled(read.reader, read.relations, self._tiers, home)
+        return read
 
     def _decidable(self) -> bool:
         """Returns whether it is known which authors must be pulled. In timeline mode `hybrid` this needs current
@@ -163,6 +209,29 @@ class HomeReader:
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
+
+
+class _BatchesFrom:
+    """The batches of a merge whose first batch was read already."""
+
+    __slots__ = ("_first", "_rest")
+
+    def __init__(self, first: IdBatch, rest: DescendingMerge) -> None:
+        self._first: IdBatch | None = first
+        self._rest = rest
+
+    def __aiter__(self) -> _BatchesFrom:
+        return self
+
+    async def __anext__(self) -> IdBatch:
+        """Returns the next batch. Raises what the merge raises."""
+        first, self._first = self._first, None
+        return await anext(self._rest) if first is None else first
+
+
+def _home_page(page: FilledPage, served: int, snapshot: HomeSnapshot, is_partial: bool, is_reused: bool) -> HomePage:
+    bound = 0 if served + len(page.tweets) >= MAX_ENTRIES else page.next_position
+    return HomePage(page.tweets, bound, is_partial, _TRAILERS[snapshot.label], is_reused)
 
 
 def _build_wait_deadline() -> float:

@@ -19,7 +19,7 @@ from services.platform.rpc.context import NEVER, OPERATOR, Call, current_call
 from services.platform.rpc.contract import Method, callers_of, methods
 from services.platform.rpc.deadlines import with_deadline
 from services.platform.rpc.interceptors.metrics import observer_of
-from services.platform.rpc.interceptors.validation import check_caller_only, validate
+from services.platform.rpc.interceptors.validation import RequestValidator, check_caller_only
 from services.platform.rpc.reasons import Reason
 
 log = structlog.get_logger()
@@ -55,7 +55,7 @@ class InterceptedMethod:
     """A servicer's method with its interceptors: access, deadline, validation, error mapping and metrics. `cap_s` is
     the deadline in the method's policy in seconds, NEVER if it has none."""
 
-    __slots__ = ("_bounds", "_callers", "_observer", "_open", "_serve", "cap_s", "method")
+    __slots__ = ("_bounds", "_callers", "_observer", "_open", "_serve", "_validator", "cap_s", "method")
 
     def __init__(self, method: Method, servicer: object | None) -> None:
         """`servicer` has a method named `method.name`. If it is None, calls get UNIMPLEMENTED after the access
@@ -65,6 +65,7 @@ class InterceptedMethod:
         # The policy is read once, because reading a field of a message takes as long as the check itself.
         self._open = method.policy.access == options.ACCESS_PUBLIC
         self._bounds = method.bounds or None
+        self._validator = RequestValidator(method)
         self._callers = callers_of(method) if method.policy.access == options.ACCESS_MESH else None
         self._serve: Any = None if servicer is None else getattr(servicer, method.name)
         if getattr(self._serve, "__module__", "").endswith("_pb2_grpc"):
@@ -149,7 +150,7 @@ class InterceptedMethod:
         if self._bounds is not None:
             self._bounds.check(request)
         if not trusted_local or callers is None:
-            validate(self.method, request)
+            self._validator.check(request)
         if self.method.caller_only:
             check_caller_only(self.method, request, call)
         if self._serve is None:

@@ -78,15 +78,18 @@ async def test_followees_changed_during_fetch_are_refetched(world: World, monkey
 
 
 async def test_followee_cache_is_bounded_by_edges(world: World) -> None:
-    for reader in (1, 2, 3):
+    for reader in range(1, 7):
         for followee in (11, 12, 13):
             world.follow(followee, reader)
+    # A generation holds two readers of weight 4.
     relations = cache(world, max_cached_edges=8)
-    for reader in (1, 2, 3, 3, 1):
+    for reader in (1, 2, 3, 4, 5, 6, 6, 5):
         assert len((await relations.current(reader)).followees) == 3
-    assert world.calls["StreamFollowingIds"] == 4
+    assert world.calls["StreamFollowingIds"] == 6
+    await relations.current(1)
+    assert world.calls["StreamFollowingIds"] == 7
     # A reader with more followees than the cache holds is served without caching.
     for followee in range(100, 120):
-        world.follow(followee, 4)
+        world.follow(followee, 7)
     for _ in range(2):
-        assert len((await relations.current(4)).followees) == 20
+        assert len((await relations.current(7)).followees) == 20

@@ -16,7 +16,7 @@ from roost.tweet.v1 import tweet_pb2
 
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.errors import RoostError
-from services.shared.hydration.hydrator import HydratedTweet
+from services.shared.hydration.cache import HydratedTweet
 from services.shared.tweet_access import no_such_tweet
 from services.tweet import threads
 from services.tweet.threads import Threads

@@ -8,6 +8,7 @@ from time import monotonic
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.shared.hydration.cache import HydratedTweet
 from services.shared.hydration.fill_page import (
     HYDRATED_IDS,
     MAX_READS,
@@ -17,7 +18,6 @@ from services.shared.hydration.fill_page import (
     StoredList,
     fill_page,
 )
-from services.shared.hydration.hydrator import HydratedTweet
 
 
 class TweetList:

@@ -28,7 +28,7 @@ def method(name: str) -> Method:
 
 def violations_of(name: str, request: Any) -> list[Violation]:
     with pytest.raises(RoostError) as error:
-        validation.validate(method(name), request)
+        validation.RequestValidator(method(name)).check(request)
     assert error.value.code.name == "INVALID_ARGUMENT"
     return list(error.value.violations)
 
@@ -87,7 +87,7 @@ def test_validate_very_large_list_stops_at_first_violation(counting: CountingVal
 
 def test_validate_rule_of_message_names_no_field() -> None:
     with pytest.raises(RoostError) as error:
-        validation.validate(method("SearchTweets"), search_service_pb2.SearchTweetsRequest())
+        validation.RequestValidator(method("SearchTweets")).check(search_service_pb2.SearchTweetsRequest())
     assert error.value.message == "query, keywords or tags are required"
     assert error.value.violations == (Violation("", "query, keywords or tags are required"),)
 
@@ -181,3 +181,36 @@ def test_request_patterns_have_pattern_message() -> None:
 def test_validate_pattern_mismatch_reports_pattern_message() -> None:
     found = violations_of("GetUserByUsername", user_service_pb2.GetUserByUsernameRequest(username="a b"))
     assert found == [Violation("username", "must be 3 to 15 letters, digits or underscores")]
+
+
+def test_request_validator_valid_request_is_checked_once_and_invalid_one_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checked: list[Message] = []
+
+    class CountingValidator:
+        def collect_violations(self, request: Message, **options: Any) -> Any:
+            checked.append(request)
+            return original.collect_violations(request, **options)
+
+    original = validation._validator
+    monkeypatch.setattr(validation, "_validator", CountingValidator())
+    validator = validation.RequestValidator(method("ListHomeTimeline"))
+    request = timeline_service_pb2.ListHomeTimelineRequest
+    for _ in range(3):
+        validator.check(request(page_size=20))
+    assert len(checked) == 1
+    for _ in range(2):
+        with pytest.raises(RoostError):
+            validator.check(request(page_size=-1))
+    validator.check(request(page_size=20))
+
+
+def test_request_validator_caches_a_bounded_number_of_short_requests() -> None:
+    validator = validation.RequestValidator(method("GetTweet"))
+    for number in range(1, 2 * validation.MAX_CACHED_REQUESTS):
+        validator.check(tweet_service_pb2.GetTweetRequest(tweet_id=number))
+        assert len(validator._valid) <= validation.MAX_CACHED_REQUESTS
+    validator = validation.RequestValidator(method("ListHomeTimeline"))
+    validator.check(timeline_service_pb2.ListHomeTimelineRequest(cursor="c" * validation.MAX_CACHED_BYTES))
+    assert not validator._valid
