@@ -100,7 +100,9 @@ class Explainer:
         if tweet_id in snapshot.home.ids:
             return pb.ENTRY_SOURCE_PUSHED
         head = await self._tweet_head(tweet_id)
-        return snapshot.pulled.get(head.author_id, pb.ENTRY_SOURCE_PUSHED) if head else pb.ENTRY_SOURCE_PUSHED
+        return (
+            self._home.pulled(snapshot).get(head.author_id, pb.ENTRY_SOURCE_PUSHED) if head else pb.ENTRY_SOURCE_PUSHED
+        )
 
     async def _tweet_head(self, tweet_id: int) -> tweet_pb2.TweetHead | None:
         answer = await self._tweets.BatchGetTweetCores(tweet.BatchGetTweetCoresRequest(ids=[tweet_id]))

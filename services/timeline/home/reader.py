@@ -4,7 +4,7 @@ not see."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from time import monotonic
@@ -20,7 +20,7 @@ from services.shared.hydration.tweet_page import TweetPage
 from services.timeline.fanout_rules import HYBRID, PULL, FanoutRules, Source
 from services.timeline.followees import FolloweeCache, FolloweeSet
 from services.timeline.home.builder import HomeBuilder
-from services.timeline.home.first_pages import FirstPages
+from services.timeline.home.first_pages import FirstPages, PageSources
 from services.timeline.home.rules import HomeRules
 from services.timeline.pull import DescendingMerge, OwnIds, Puller
 from services.timeline.store import HomeList, HomeTimelineStore
@@ -46,8 +46,7 @@ _TRAILERS = {label: (("roost-timeline", label),) for label in (WARM, BUILT, PULL
 class HomeSnapshot:
     """What one read of a home timeline starts from: the followees, the view of the reader, and the home timeline.
 
-    `home` is None if all authors are pulled. `pulled` contains the authors that are pulled in addition to `home`, with
-    the reason for each. `label` is WARM, BUILT or PULLED.
+    `home` is None if all authors are pulled. `label` is WARM, BUILT or PULLED.
     """
 
     reader: int
@@ -59,10 +58,20 @@ class HomeSnapshot:
     # has.
     until: float
     home: HomeList | None = None
-    pulled: Mapping[int, Source] = field(default_factory=dict)
     label: str = PULLED
     # True if the build did not end in time, so that `home` may lack ids.
     partial: bool = False
+
+    def with_home(self, home: HomeList, label: str) -> HomeSnapshot:
+        """Adds a home timeline to a read that began without one, and returns this object."""
+        self.home, self.label = home, label
+        return self
+
+    def sources(self, tiers_version: int) -> PageSources | None:
+        """Returns the objects of which the first page is merged; None if they are not all in memory."""
+        if self.home is None or self.own is None:
+            return None
+        return PageSources(self.home, self.relations, self.own, tiers_version)
 
     def all_authors(self) -> Iterator[int]:
         """Returns every author whose tweets the home timeline may show: the reader and all followees."""
@@ -118,14 +127,20 @@ class HomeReader:
         """Returns up to `size` entries, newest first, whose tweet ids are below `bound` (0: from the newest). `served`
         is the number of entries on the earlier pages; after MAX_ENTRIES in all there is no next page."""
         snapshot = await self.snapshot(reader)
-        wanted = min(size, MAX_ENTRIES - served)
+        if not bound and snapshot.label is WARM:
+            return await self._first_page(snapshot, size)
         merge = self.merge(snapshot, bound, size + SPARE)
-        if bound or snapshot.label is not WARM:
-            page = await fill_page(merge, partial(self.visible, snapshot), wanted, snapshot.until)
-            return _home_page(page, served, snapshot, snapshot.partial or merge.partial, False)
+        wanted = min(size, MAX_ENTRIES - served)
+        page = await fill_page(merge, partial(self.visible, snapshot), wanted, snapshot.until)
+        return _home_page(page, served, snapshot, snapshot.partial or merge.partial, False)
+
+    async def _first_page(self, snapshot: HomeSnapshot, size: int) -> HomePage:
+        view, sources = snapshot.view, snapshot.sources(self._tiers.version)
+        if sources is not None and (known := await self._pages.from_sources(view, sources, size)) is not None:
+            return known
+        merge = self.merge(snapshot, 0, size + SPARE)
         newest = await anext(merge)
-        known = await self._pages.get(snapshot.view, newest, size)
-        if known is not None:
+        if (known := await self._pages.from_ids(view, newest, size)) is not None:
             return known
         used: list[Hydrated] = []
 
@@ -133,11 +148,11 @@ class HomeReader:
             used.append(await self._hydrate(snapshot, ids, limit))
             return used[-1].tweets
 
-        page = await fill_page(_BatchesFrom(newest, merge), visible, wanted, snapshot.until)
+        page = await fill_page(_BatchesFrom(newest, merge), visible, size, snapshot.until)
         parts = used[0].parts if len(used) == 1 and not merge.partial else None
-        found = _home_page(page, served, snapshot, merge.partial, parts is not None)
+        found = _home_page(page, 0, snapshot, merge.partial, parts is not None)
         if parts is not None:
-            self._pages.put(snapshot.view, newest, size, parts, found)
+            self._pages.put(view, sources, newest, size, parts, found)
         return found
 
     async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> list[HydratedTweet]:
@@ -171,7 +186,7 @@ class HomeReader:
         home = await self._store.read(reader)
         if home is not None:
             if self._rules.usable(home, relations, self._now_ms()):
-                return self._with_home(read, home, WARM)
+                return read.with_home(home, WARM)
             await self._store.drop(reader)
         build = self._builds.get_or_start(reader)
         if build is None:
@@ -181,10 +196,10 @@ class HomeReader:
             # own tweets.
             read.until = _build_wait_deadline()
             read.partial = True
-            return self._with_home(read, build.so_far(self._rules.mode), PULLED)
+            return read.with_home(build.so_far(self._rules.mode), PULLED)
         if build.home is None:
             return read
-        return self._with_home(read, build.home, BUILT if build.installed else PULLED)
+        return read.with_home(build.home, BUILT if build.installed else PULLED)
 
     def merge(self, snapshot: HomeSnapshot, bound: int, depth: int) -> DescendingMerge:
         """Returns the merge of stored and pulled ids below `bound` (0: from the newest), unfiltered. `depth` is the
@@ -193,14 +208,15 @@ class HomeReader:
         source = self._puller.reading_for(snapshot.reader, snapshot.own)
         authors = snapshot.all_authors()
         return DescendingMerge(
-            source, snapshot.home, list(snapshot.pulled), authors, bound, depth, snapshot.until, source.known
+            source, snapshot.home, list(self.pulled(snapshot)), authors, bound, depth, snapshot.until, source.known
         )
 
-    def _with_home(self, read: HomeSnapshot, home: HomeList, label: str) -> HomeSnapshot:
-        """Adds a home timeline, and the authors to pull in addition to it, to a read that began without."""
-        read.home, read.label = home, label
-        read.pulled = self._rules.pulled(read.reader, read.relations, self._tiers, home)
-        return read
+    def pulled(self, snapshot: HomeSnapshot) -> Mapping[int, Source]:
+        """Returns the authors that are pulled in addition to the home timeline, with the reason for each. Returns none if
+        there is no home timeline, because then all authors are pulled."""
+        if snapshot.home is None:
+            return {}
+        return self._rules.pulled(snapshot.reader, snapshot.relations, self._tiers, snapshot.home)
 
     def _decidable(self) -> bool:
         """Returns whether it is known which authors must be pulled. In timeline mode `hybrid` this needs current

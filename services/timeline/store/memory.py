@@ -35,7 +35,7 @@ class HomeInBuild:
 class WarmHome:
     """A warm home timeline. Its ids are in an array, which takes 8 bytes per id; a list takes five times as much."""
 
-    __slots__ = ("floor", "ids", "keep", "mode", "opened_ms", "trim_above")
+    __slots__ = ("_snapshot", "floor", "ids", "keep", "mode", "opened_ms", "trim_above")
 
     def __init__(self, ids: Sequence[int], floor: int, build: HomeInBuild, trim_above: int) -> None:
         self.ids = array("q", ids)
@@ -44,7 +44,15 @@ class WarmHome:
         self.trim_above = trim_above
         self.opened_ms = build.opened_ms
         self.mode = build.mode
+        self._snapshot: HomeList | None = None
         self._trim()
+
+    def snapshot(self) -> HomeList:
+        """Returns a copy of the home timeline, the same object until the next change."""
+        # A copy, because later appends and trims change `ids` and `floor` while callers use the snapshot.
+        if self._snapshot is None:
+            self._snapshot = HomeList(self.ids[:], self.floor, self.opened_ms, self.mode)
+        return self._snapshot
 
     def insert(self, tweet_id: int) -> bool:
         """Stores an appended id, unless it is stored already or is not above the floor. Returns True: the home timeline
@@ -52,6 +60,7 @@ class WarmHome:
         ids = self.ids
         if tweet_id <= self.floor:
             return True
+        self._snapshot = None
         if not ids or tweet_id > ids[-1]:
             ids.append(tweet_id)
         else:
@@ -92,7 +101,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         if not isinstance(home, WarmHome):
             return None
         self._homes.move_to_end(user_id)
-        return _snapshot(home)
+        return home.snapshot()
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
         build = HomeInBuild(user_id, opened_ms, mode, self._keep)
@@ -109,7 +118,7 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
         self._homes.move_to_end(build.user_id)
         while len(self._homes) > self._capacity:
             self._homes.popitem(last=False)
-        return _snapshot(home)
+        return home.snapshot()
 
     async def abandon_build(self, build: OpenBuild) -> None:
         if self._homes.get(build.user_id) is build:
@@ -137,8 +146,3 @@ class EmbeddedHomeTimelines(HomeTimelineStore):
 
     async def close(self) -> None:
         self._homes.clear()
-
-
-def _snapshot(home: WarmHome) -> HomeList:
-    # A copy, because later appends and trims change `home.ids` and `home.floor` while the caller uses the snapshot.
-    return HomeList(home.ids[:], home.floor, home.opened_ms, home.mode)
