@@ -18,7 +18,17 @@ from gateway_http.cors import Cors
 from gateway_http.health_routes import Health, Livez, Readyz
 from gateway_http.load import Load
 from gateway_http.problem import CLIENT_CLOSED_REQUEST, problem
-from gateway_http.request import SECURITY_HEADERS, ClientGoneError, Receive, Request, Response, Route, Scope, Send
+from gateway_http.request import (
+    SECURITY_HEADERS,
+    SEND_WHOLE,
+    ClientGoneError,
+    Receive,
+    Request,
+    Response,
+    Route,
+    Scope,
+    Send,
+)
 from gateway_http.router import Binding, Router, bindings
 from gateway_http.rpc_route import RouteDeps, RpcRoute
 from services.platform.auth.tokens import Verifier
@@ -167,13 +177,18 @@ async def _send(request: Request, response: Response, send: Send) -> None:
             headers.append((b"content-encoding", b"gzip"))
     if response.status not in BODILESS_STATUSES:
         headers.append((b"content-length", str(len(payload)).encode()))
+    body = b"" if request.scope["method"] == "HEAD" else payload
+    is_in_parts = response.status == 413 and b"expect" not in request.headers
+    send_whole = request.scope.get(SEND_WHOLE)
+    if send_whole is not None and not is_in_parts:
+        await send_whole(response.status, headers, body)
+        return
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    if response.status == 413 and b"expect" not in request.headers:
+    if is_in_parts:
         await send({"type": "http.response.body", "body": response.body, "more_body": True})
         await _discard_body(request.receive)
         await send({"type": "http.response.body", "body": b""})
         return
-    body = b"" if request.scope["method"] == "HEAD" else payload
     await send({"type": "http.response.body", "body": body})
 
 

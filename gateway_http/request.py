@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from gateway_http.load import Load
@@ -16,6 +16,10 @@ from services.platform.rpc.client_address import TrustedProxies
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = Iterable[tuple[bytes, bytes]]
+# The key in the scope of a function `(status, headers, body)` that sends a whole response. Only Roost's own protocol sets
+# it; with another ASGI server, and for a response in parts, the application calls `send`.
+SEND_WHOLE = "roost.send_whole"
 
 # Maximum size of a JSON body in bytes; a larger one is rejected with status 413. The largest requests of the API have a
 # few kilobytes: a tweet has at most 4 kB.

@@ -27,6 +27,8 @@ from services.platform.sqlite.lockfile import LockFile
 
 T = TypeVar("T")
 Unit = Callable[[sqlite3.Connection], T]
+# A function that is called after a commit with the results of its units.
+Hook = Callable[[Sequence[Any]], None]
 _Job = tuple[Unit[Any], "asyncio.Future[Any]", bool]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
@@ -61,7 +63,7 @@ class Database:
         self._lock = lock
         self._writer = writer
         self._writes, self._reads = _JobQueue(), _JobQueue()
-        self._hooks: list[Callable[[], None]] = []
+        self._hooks: list[Hook] = []
         # Daemon threads: a database that was not closed must not keep the process alive.
         self._threads = [threading.Thread(target=self._read_loop, args=(r,), daemon=True) for r in readers]
         self._threads.append(threading.Thread(target=self._write_loop, daemon=True))
@@ -94,9 +96,9 @@ class Database:
         `unit`."""
         return await self._reads.run(unit, True)
 
-    def on_commit(self, hook: Callable[[], None]) -> None:
-        """Calls `hook` on the event loop after each commit with a write that is not quiet. The hook must be fast and
-        must not raise."""
+    def on_commit(self, hook: Hook) -> None:
+        """Calls `hook` on the event loop after each commit with a write that is not quiet, with the results of these
+        writes. The hook must be fast and must not raise."""
         self._hooks.append(hook)
 
     async def wipe_log(self) -> None:
@@ -143,7 +145,8 @@ class Database:
                 self._writer.execute("BEGIN IMMEDIATE")
                 outcomes = [self._run_in_savepoint(unit, future) for unit, future, _ in group]
                 self._writer.execute("COMMIT")
-                self._writes.resolve(outcomes, () if all(quiet for *_, quiet in group) else self._hooks)
+                loud = [outcome for outcome, (*_, quiet) in zip(outcomes, group, strict=True) if not quiet]
+                self._writes.resolve(outcomes, self._hooks, [result for _, result, failure in loud if failure is None])
             except Exception as error:
                 log.error(LogEvent.COMMIT_FAILED, units=len(group), error=repr(error))
                 _roll_back(self._writer)
@@ -242,12 +245,12 @@ class _JobQueue:
                 return jobs, False
         return jobs, True
 
-    def resolve(self, outcomes: list[_Outcome], hooks: Sequence[Callable[[], None]] = ()) -> None:
+    def resolve(self, outcomes: list[_Outcome], hooks: Sequence[Hook] = (), results: Sequence[Any] = ()) -> None:
         # Raises RuntimeError if the event loop was closed before the database; then no caller waits.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._settle, outcomes, hooks)
+            self._loop.call_soon_threadsafe(self._settle, outcomes, hooks, results)
 
-    def _settle(self, outcomes: list[_Outcome], hooks: Sequence[Callable[[], None]]) -> None:
+    def _settle(self, outcomes: list[_Outcome], hooks: Sequence[Hook], results: Sequence[Any]) -> None:
         self._pending -= len(outcomes)
         for future, result, failure in outcomes:
             if future.done():
@@ -256,8 +259,9 @@ class _JobQueue:
                 future.set_result(result)
             else:
                 future.set_exception(failure)
-        for hook in hooks:
-            hook()
+        if results:
+            for hook in hooks:
+                hook(results)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

@@ -49,7 +49,7 @@ class Relay:
         self.log = log
         outbox.register(self)
         self._worker = WorkerLoop("outbox-relay", self._relay_batch)
-        db.on_commit(self._worker.wake)
+        db.on_commit(lambda _: self._worker.wake())
 
     async def start(self) -> None:
         """Starts moving events, beginning with the events that an earlier process left in the outbox."""

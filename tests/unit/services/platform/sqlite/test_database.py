@@ -74,7 +74,7 @@ async def test_write_queued_units_share_commit_and_wake_up(db: Database) -> None
     await hold.begun()
     writes = [asyncio.create_task(add(db, i)) for i in range(100)]
     await asyncio.sleep(0)
-    db.on_commit(lambda: commits.append(None))
+    db.on_commit(lambda _: commits.append(None))
     hold.release.set()
     await asyncio.gather(hold.task, *writes)
     assert len(commits) == 2
@@ -83,7 +83,7 @@ async def test_write_queued_units_share_commit_and_wake_up(db: Database) -> None
 
 async def test_write_quiet_calls_no_hook(db: Database) -> None:
     commits: list[None] = []
-    db.on_commit(lambda: commits.append(None))
+    db.on_commit(lambda _: commits.append(None))
     await db.write(lambda _: None, quiet=True)
     assert commits == []
     await asyncio.gather(db.write(lambda _: None, quiet=True), add(db, 1), db.write(lambda _: None, quiet=True))

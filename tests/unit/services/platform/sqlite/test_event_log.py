@@ -212,3 +212,23 @@ async def test_sweep_broadcast_consumer_does_not_block_retention(log: EmbeddedLo
     await log.append(records(2))
     clock.now_ms += event_log.RETENTION_S * 1000 + 1
     assert await log.sweep() == 2
+
+
+async def test_append_wakes_only_consumers_of_its_topics(log: EmbeddedLog, sink: Sink) -> None:
+    other = log.consumer("other", ["tweet.edited"], Sink().apply)
+    await other.start()
+    consumer = await start(log, sink)
+    await wait_until(lambda: other.worker.idle.is_set() and consumer.worker.idle.is_set())
+    woken: list[str] = []
+    for one in (other, consumer):
+        one.worker.wake = lambda wake=one.worker.wake, one=one: (woken.append(one._group), wake())  # type: ignore[method-assign]
+    await log.append(records(1))
+    await wait_until(lambda: sink.ids == [1])
+    assert woken == [consumer._group]
+    assert other.position == 1
+    # A paused consumer does not skip, because it may have events to apply.
+    other.pause()
+    await log.append(records(2))
+    assert other.position == 1
+    for one in (other, consumer):
+        await one.stop()
