@@ -513,6 +513,10 @@ class History:
         with self.mesh.as_user(self.ids[reader]):
             request = timeline.ListHomeTimelineRequest(page_size=size, cursor=cursor)
             page = await self.mesh.timelines.ListHomeTimeline(request)
+            if not cursor:
+                # The first read may find everything but the whole page in the caches; this one leaves the page there for
+                # the next step.
+                await self.mesh.timelines.ListHomeTimeline(request)
             ids = [tweet.id for tweet in page.tweets]
             fresh = await self.uncached.visible(self.ids[reader], ids, len(ids), hide_muted=True)
         assert [tweet_pb2.Tweet.FromString(tweet.data) for tweet in fresh] == list(page.tweets), (

@@ -56,6 +56,8 @@ class Replicas:
     async def page(self) -> dict[int, tweet_pb2.Tweet]:
         """Returns Cat's home from the reader, after comparing it with what the reader hydrates without a cache."""
         found = await self.reader.home(self.cat)
+        # Leaves the whole page in the cache of the reader: the first read had to load what was changed.
+        await self.reader.home(self.cat)
         ids = [entry.id for entry in found]
         with self.reader.as_user(self.cat):
             fresh = await self.uncached.visible(self.cat, ids, len(ids), hide_muted=True)

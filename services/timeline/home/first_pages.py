@@ -20,8 +20,9 @@ P = TypeVar("P")
 
 
 class PageSources(NamedTuple):
-    """The objects of which the ids of a first page are merged. None of them changes, so the same objects give the same
-    ids. `tiers_version` is the version of the celebrity tiers, which decide whose ids are pulled."""
+    """The objects of which the ids of a first page are merged, if the reader is the only author who is pulled. None of
+    them changes, so the same objects give the same ids. The followees and the tiers of version `tiers_version` decide who
+    is pulled."""
 
     home: HomeList
     relations: FolloweeSet
@@ -80,8 +81,8 @@ class FirstPages(Generic[P]):
         parts: Sequence[Versioned[Any]],
         page: P,
     ) -> None:
-        """Caches a page that was made of no other ids than `newest`, which come from `sources`. `parts` are all tweets
-        that were looked at for it, hidden ones included."""
+        """Caches a page that was made of no other ids than `newest`. They were merged of `sources`; None if other authors
+        than the reader were pulled. `parts` are all tweets that were looked at for it, hidden ones included."""
         self._pages.put((view.reader_id, size), _Cached(view, sources, newest, parts, page))
 
     async def _if_true(self, cached: _Cached[P], view: ReaderView) -> P | None:

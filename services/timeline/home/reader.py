@@ -152,7 +152,9 @@ class HomeReader:
         parts = used[0].parts if len(used) == 1 and not merge.partial else None
         found = _home_page(page, 0, snapshot, merge.partial, parts is not None)
         if parts is not None:
-            self._pages.put(view, sources, newest, size, parts, found)
+            # The ids of other pulled authors may change while the sources stay the same.
+            only_own = list(self.pulled(snapshot)) == [snapshot.reader]
+            self._pages.put(view, sources if only_own else None, newest, size, parts, found)
         return found
 
     async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> list[HydratedTweet]:
