@@ -11,17 +11,17 @@ import asyncio
 import enum
 import re
 from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway_http import whole_responses
 from gateway_http.connections import Connections, Stage
 from gateway_http.health_routes import PROBE_PATHS
-from gateway_http.request import BODY_TIMEOUT_S, SEND_WHOLE, Headers
+from gateway_http.request import BODY_TIMEOUT_S
 
 # Maximum size in bytes of the request line and all headers of a request; a larger request is rejected with status 431.
 # An access token has 350 bytes, a query of 100 ids 2 kB.
@@ -190,32 +190,6 @@ class _HeaderBytes:
         return self._unparsed > MAX_HEADER_BYTES
 
 
-async def _send_whole(cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes) -> None:
-    """Sends a whole response in one write. `headers` include Content-Length.
-
-    `cycle.send` writes the headers and the body one after the other, and checks each header by two regular expressions:
-    together a fifth of the time in which a page is served (measured). Otherwise both do the same.
-    """
-    if cycle.flow.write_paused and not cycle.disconnected:
-        await cycle.flow.drain()
-    if cycle.disconnected:
-        return
-    cycle.response_started = True
-    cycle.waiting_for_100_continue = False
-    lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
-    if not cycle.keep_alive:
-        lines.append(b"connection: close\r\n")
-    head = b"".join(lines)
-    if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
-        raise ValueError("a response header contains a line break")
-    cycle.transport.write(b"".join((STATUS_LINE[status], head, b"\r\n", body)))
-    cycle.response_complete = True
-    cycle.message_event.set()
-    if not cycle.keep_alive:
-        cycle.transport.close()
-    cycle.on_response()
-
-
 class BoundedProtocol(HttpToolsProtocol):
     """One HTTP/1.1 connection. `_state` is the part of a request that the parser expects next."""
 
@@ -338,9 +312,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._parse_error = OVERLOADED
             raise _StopParsingError
         super().on_headers_complete()
-        # The type of the scope names the keys of ASGI only.
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]
-        scope[SEND_WHOLE] = partial(_send_whole, self.cycle)
+        whole_responses.offer(self.cycle)
         self._state = _State.BODY
         if self._rejected or self._connections.draining:
             self.cycle.keep_alive = False
