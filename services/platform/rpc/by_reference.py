@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from google.protobuf.message import Message
 
 
-class ByReference:
+class ByReference(ABC):
     """The base of immutable responses that a servicer may return in place of a message of `wire_type`.
 
     A subclass has the fields of `wire_type` as attributes. The in-process channel passes the object itself to a caller
@@ -23,6 +24,6 @@ class ByReference:
     wire_type: ClassVar[type[Message]]
     is_reused: bool
 
+    @abstractmethod
     def SerializeToString(self) -> bytes:  # noqa: N802 (the name of Protobuf's method)
         """Returns the encoding of the message."""
-        raise NotImplementedError
