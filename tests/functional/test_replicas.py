@@ -3,10 +3,14 @@ the other."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cassandra.cluster import Session
 from roost.engagement.v1 import engagement_service_pb2 as engagement
 from roost.engagement.v1.engagement_service_pb2_grpc import EngagementServiceStub
 from roost.graph.v1 import graph_service_pb2 as graph
@@ -17,10 +21,11 @@ from roost.tweet.v1 import tweet_service_pb2 as tweet
 from roost.tweet.v1.reply_service_pb2_grpc import ReplyServiceStub
 from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
+from services.platform.redis.connection import RedisConnection
 from services.shared.hydration.cache import HydrationCache
 from services.shared.hydration.hydrator import Hydrator
 from tests.cluster import backend
-from tests.conftest import Mesh, MeshFactory
+from tests.conftest import SETTLE_WITHIN_S, Mesh, MeshFactory
 from tests.versions import UnknownVersions
 
 pytestmark = pytest.mark.cluster
@@ -157,3 +162,69 @@ async def test_change_through_one_process_shows_on_next_read_of_another(
         await on.page()
         await deed(on)
         assert shows(on, await on.page()), change
+
+
+class Trips:
+    """Counts what the calls of this context ask of Redis and Cassandra. Commands that are sent before the replies to
+    earlier ones have arrived are one round trip."""
+
+    def __init__(self) -> None:
+        self.redis = self.cassandra = self._pending = 0
+
+    def sent_to_redis(self, reply: asyncio.Future[list[Any]]) -> None:
+        self.redis += not self._pending
+        self._pending += 1
+        reply.add_done_callback(lambda _: self._replied())
+
+    def _replied(self) -> None:
+        self._pending -= 1
+
+
+counted: ContextVar[Trips | None] = ContextVar("counted", default=None)
+
+
+@pytest.fixture
+def count_trips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the Trips in `counted` count. Background work has another context and is not counted."""
+    send, execute = RedisConnection.execute, Session.execute_async
+
+    def counting_send(connection: RedisConnection, payload: bytes, replies: int) -> asyncio.Future[list[Any]]:
+        reply = send(connection, payload, replies)
+        if (trips := counted.get()) is not None:
+            trips.sent_to_redis(reply)
+        return reply
+
+    def counting_execute(session: Session, *args: Any, **options: Any) -> Any:
+        if (trips := counted.get()) is not None:
+            trips.cassandra += 1
+        return execute(session, *args, **options)
+
+    monkeypatch.setattr(RedisConnection, "execute", counting_send)
+    monkeypatch.setattr(Session, "execute_async", counting_execute)
+
+
+async def test_warm_page_takes_two_trips_to_redis_and_no_statement(
+    start_mesh: MeshFactory, tmp_path: Path, count_trips: None
+) -> None:
+    mesh = await start_mesh(**backend.of(tmp_path / "trips").settings, clock_margin_s=0.1)
+    on = Replicas(mesh, mesh)
+    await on.begin(0)
+    # Tweets with reactions and an own retweet have viewer states, which are read from Cassandra unless they are cached.
+    for change in ("like", "bookmark", "retweet"):
+        await CHANGES[change][0](on)
+    await mesh.settled()
+
+    async def trips_of_page() -> tuple[int, int]:
+        counted.set(Trips())
+        assert {tweet.id for tweet in await mesh.home(on.cat)} >= {on.anns, on.bobs, on.quote, on.retweet}
+        trips = counted.get()
+        counted.set(None)
+        assert trips is not None
+        return trips.redis, trips.cassandra
+
+    assert (await trips_of_page())[1] > 0, "the first page loads the tweets"
+    # The margin must pass, or the new followees are pulled in addition.
+    async with asyncio.timeout(SETTLE_WITHIN_S):
+        while await trips_of_page() != (2, 0):
+            await asyncio.sleep(0.05)
+    assert await trips_of_page() == (2, 0)

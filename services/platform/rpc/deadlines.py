@@ -41,11 +41,11 @@ class with_deadline(Generic[T]):  # noqa: N801 (used as a function: `await with_
             except StopIteration as returned:
                 return returned.value  # type: ignore[no-any-return]
         if self._deadline == _NEVER:
-            return (yield from _resume(coroutine, awaitable))
+            return (yield from resume(coroutine, awaitable).__await__())
         self._task = asyncio.current_task()
         timer = asyncio.get_running_loop().call_at(self._deadline, self._fire)
         try:
-            return (yield from _resume(coroutine, awaitable))
+            return (yield from resume(coroutine, awaitable).__await__())
         except asyncio.CancelledError as cancelled:
             # Raises TimeoutError only if this timer alone cancelled the task; if the task was also cancelled by another
             # caller, the CancelledError is raised.
@@ -61,15 +61,24 @@ class with_deadline(Generic[T]):  # noqa: N801 (used as a function: `await with_
             self._task.cancel()
 
 
-def _resume(coroutine: Coroutine[Any, Any, T], awaitable: Any) -> Generator[Any, Any, T]:
-    """Runs a started coroutine to its end, as `yield from` would. `awaitable` is what its last step yielded."""
-    try:
-        while True:
-            try:
-                result = yield awaitable
-            except BaseException as error:
-                awaitable = coroutine.throw(error)
-            else:
-                awaitable = coroutine.send(result)
-    except StopIteration as returned:
-        return returned.value  # type: ignore[no-any-return]
+class resume(Generic[T]):  # noqa: N801 (used as a function: `await resume(coroutine, awaitable)`)
+    """Awaits a coroutine that was started with `send(None)`. `awaitable` is what `send` returned."""
+
+    __slots__ = ("_awaitable", "_coroutine")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], awaitable: Any) -> None:
+        self._coroutine = coroutine
+        self._awaitable = awaitable
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        coroutine, awaitable = self._coroutine, self._awaitable
+        try:
+            while True:
+                try:
+                    result = yield awaitable
+                except BaseException as error:
+                    awaitable = coroutine.throw(error)
+                else:
+                    awaitable = coroutine.send(result)
+        except StopIteration as returned:
+            return returned.value  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import chain
 from time import monotonic
 
+from services.platform.overlap import overlapped
 from services.platform.rpc import context
 from services.platform.versions import Versions
 from services.shared.celebrity_tiers import CelebritySubscriber
@@ -178,14 +179,19 @@ class HomeReader:
             self._puller.own_ids.cached(reader),
             self._hydrator.cached_view(reader),
         )
-        # One comparison for all that is cached for the reader: over Redis it is one round trip.
-        current = await self._versions.current((followees, own, *cached_view))
+        # One comparison for all that is cached for the reader, at the same time as the home timeline is read: over Redis
+        # both are one round trip.
+        compared = self._versions.current((followees, own, *cached_view))
+        home = None
+        if keeps_homes := self._rules.mode != PULL and self._decidable():
+            current, home = await overlapped(compared, self._store.read(reader))
+        else:
+            current = await compared
         relations = followees.value if followees and current[0] else await self._relations.fetch(reader)
         view = await self._hydrator.view(reader, cached_view, current[2:])
         read = HomeSnapshot(reader, relations, view, own.value if own and current[1] else None, until)
-        if self._rules.mode == PULL or not self._decidable():
+        if not keeps_homes:
             return read
-        home = await self._store.read(reader)
         if home is not None:
             if self._rules.usable(home, relations, self._now_ms()):
                 return read.with_home(home, WARM)
