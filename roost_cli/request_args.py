@@ -16,8 +16,8 @@ from roost_cli.exit_codes import CommandError
 from services.platform.rpc import contract
 
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-# Parts of the error messages of Protobuf's JSON parser for a value of an integer field that is not an integer. Some are
-# messages of Python.
+# Texts that occur in an error message of Protobuf's JSON parser if an integer field got a value that is not an integer.
+# Python itself writes some of these messages.
 _NOT_WHOLE = ("invalid literal for int()", "Couldn't parse integer", "Couldn't parse non-integer")
 
 

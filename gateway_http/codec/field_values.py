@@ -59,7 +59,9 @@ def read_id(text: str) -> int:
 
 
 def integer(low: int, high: int) -> Converter:
-    """Returns a converter for integers from `low` to `high`. It accepts JSON numbers and strings of digits."""
+    """Returns a converter for integers from `low` to `high`, both included. The converter accepts JSON integers, and
+    strings of digits with an optional minus sign. It raises Malformed for any other value and for an integer outside
+    the range."""
 
     def convert(value: Any) -> int:
         if type(value) is str and _INTEGER(value):

@@ -53,8 +53,8 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The figures of one run of wrk. `bytes` are those of all responses, headers included. `refused` is the number of
-    responses with status 400 or above, `broken` that of requests without a complete response."""
+    """The figures of one run of wrk. `bytes` is the size of all responses together, headers included. `refused` is the
+    number of responses with status 400 or above, `broken` is the number of requests without a complete response."""
 
     requests: int
     seconds: float

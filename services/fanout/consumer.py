@@ -93,11 +93,11 @@ class Fanout:
         self._progress, self._progress_large = BatchProgress(), BatchProgress()
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Delivers a batch of TOPICS. Appends the events of authors who need more entries than the quota to
-        LARGE_TOPIC.
+        """Delivers a batch of events of TOPICS. If the events of one author need more than `quota` entries, appends
+        this author's events to LARGE_TOPIC, so that `apply_large` delivers them to all followers.
 
         Raises UNAVAILABLE while the tiers are unknown, and the AioRpcErrors of graph and timeline. The consumer then
-        retries the batch; the retry skips tweets that are delivered.
+        retries the batch; the retry skips the tweets that were already delivered.
         """
         large = await self._deliver(events, self._quota, self._progress)
         if large:
@@ -105,15 +105,17 @@ class Fanout:
         self._progress.end()
 
     async def apply_large(self, events: Sequence[ConsumedEvent]) -> None:
-        """Delivers a batch of LARGE_TOPIC, without a quota. Raises the same errors as `apply`."""
+        """Delivers a batch of events of LARGE_TOPIC, however many entries an author needs. Raises the same errors as
+        `apply`."""
         await self._deliver(events, None, self._progress_large)
         self._progress_large.end()
 
     async def _deliver(
         self, events: Sequence[ConsumedEvent], quota: int | None, progress: BatchProgress
     ) -> list[ConsumedEvent]:
-        """Delivers the events and adds the ids of the delivered tweets to `progress`. Returns the events of authors who
-        need more entries than `quota` (None: no limit); some followers of these authors have not got them."""
+        """Delivers the events and adds the ids of the delivered tweets to `progress`. Returns the events of each author
+        whose events need more than `quota` entries (None: no limit). Some followers of these authors did not get the
+        tweets."""
         if self._hybrid and not self._tiers.fresh():
             raise errors.unavailable("celebrity tiers are unavailable; fan-out is paused", RETRY_AFTER_S)
         done = progress.of(events)

@@ -37,7 +37,8 @@ class FanoutService(FanoutServiceServicer):
         status = self._tracker.get(request.tweet_id)
         if status is None:
             raise errors.not_found(
-                "this process does not track the delivery of this tweet: it tracks only the tweets that it delivered last"
+                "this process does not track the delivery of this tweet: it tracks only the tweets that it delivered "
+                "most recently"
             )
         answer = pb.GetFanoutStatusResponse(
             tweet_id=request.tweet_id,

@@ -125,8 +125,9 @@ def _boosted_parts(
 
 
 def _without_cutoff_ties(hits: Sequence[Hit]) -> Sequence[Hit]:
-    """Returns the hits of a list by text score. If the list is full (MATCHES_PER_LIST hits), leaves out the hits with
-    its lowest score: there may be more matches with this score, and which of them are in the list is arbitrary."""
+    """`hits` are the matches with the best text scores, at most MATCHES_PER_LIST. Returns all of them if there are
+    fewer. If `hits` is full, leaves out the hits with the lowest score in it: more matches may have this score, and
+    which of these matches are in `hits` is arbitrary."""
     if len(hits) < MATCHES_PER_LIST:
         return hits
     least = min((hit.score for hit in hits if hit.score is not None), default=0.0)

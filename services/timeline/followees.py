@@ -45,7 +45,7 @@ class FolloweeSet:
     def celebrities(self, tiers: CelebritySubscriber) -> Sequence[int]:
         """Returns the ids of the followees who are celebrities now."""
         if self._seen != tiers.version:
-            # Computed once per version of the tiers: most reads find the result of an earlier read.
+            # The ids are computed once per version of the tiers, so most reads use the result of an earlier read.
             self._celebrities = [user_id for user_id in tiers.celebrities if user_id in self.followees]
             self._seen = tiers.version
         return self._celebrities

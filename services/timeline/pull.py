@@ -29,8 +29,8 @@ AUTHORS_A_CALL = 500
 CALLS_IN_FLIGHT = 8
 # Maximum number of ids per author and call: as many as a home timeline stores, and as the proto allows.
 MAX_DEPTH = CAPACITY
-# A pull of more authors than this reads ids from CachedIds, which may lack tweets of the last second. A pull of fewer
-# authors is cheap enough to ask the tweet service each time.
+# A pull of more authors than this reads ids from CachedIds, which may lack tweets of the last second. A pull of at most
+# this many authors is cheap enough to ask the tweet service each time.
 CACHE_ABOVE_AUTHORS = 50
 # Seconds after which CachedIds reads the ids of an author again.
 CACHED_IDS_TTL_S = 1.0

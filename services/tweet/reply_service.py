@@ -56,8 +56,8 @@ class ReplyServicer(ReplyServiceServicer):
         return cores[0].head.reply_to_id
 
     async def _original_id(self, tweet_id: int) -> int:
-        """Returns the id that replies to this tweet have as their parent: that of the original if it is a retweet, else
-        `tweet_id`."""
+        """Returns the id of the tweet that is the parent of replies to `tweet_id`: if `tweet_id` is a retweet, the id
+        of its original, otherwise `tweet_id`, even if no tweet has this id."""
         cores = (await self._tweets.batch_get((tweet_id,))).cores
         return (cores[0].head.retweet_of_id if cores else 0) or tweet_id
 

@@ -27,7 +27,7 @@ class GenerationalCache(Generic[K, V]):
         self._weight = 0
         self._young: dict[K, V] = {}
         self._old: dict[K, V] = {}
-        # The number of times that the younger generation became the older one.
+        # The number of times that the younger half of the cache became the older half.
         self.turns = 0
 
     def get(self, key: K) -> V | None:

@@ -1,8 +1,8 @@
 """Caches the prepared statements of one keyspace by their CQL text.
 
 CQL texts name tables without a keyspace, because the name of the keyspace is a setting. `qualified` inserts that name
-into the text. The keyspace field of the request is not used instead, because a server that must prepare an unqualified
-statement again may prepare it in another keyspace, and logs warnings.
+into the text. The request also has a field for the keyspace, but a server that must prepare an unqualified statement
+again may prepare it in another keyspace, and logs warnings.
 """
 
 from __future__ import annotations

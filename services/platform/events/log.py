@@ -21,8 +21,8 @@ DEFAULT_BATCH = 500
 MAX_BATCH = 5_000
 # After this many failures that are not transient, an event that is applied alone becomes a dead letter.
 MAX_TRIES = 5
-# Seconds after which events may be deleted: a week, in which a broken consumer can be repaired or a replay be made
-# after a faulty release.
+# Seconds after which events may be deleted: a week, in which a broken consumer can be repaired, or the events be
+# replayed after a faulty release.
 RETENTION_S = 7 * 24 * 3600
 # Maximum number of events in a Lag. A longer lag is reported as this number, so that counting does not scan the whole
 # log.

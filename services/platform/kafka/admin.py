@@ -76,7 +76,8 @@ class KafkaAdmin:
             raise unreachable from error
 
     async def ensure(self, names: Iterable[str]) -> None:
-        """Creates the topics of these event names, if they do not exist."""
+        """Creates the topics of these event names, if they do not exist. Raises UNAVAILABLE if Kafka does not answer or
+        cannot create a topic."""
         missing = {topic_of(self._settings.namespace, name): name for name in names}.items()
         new = [self._topic_spec(topic, name) for topic, name in missing if topic not in self._known]
         if not new:
@@ -90,7 +91,9 @@ class KafkaAdmin:
             self._known.add(topic)
 
     async def partitions(self, names: Sequence[str]) -> list[PartitionKey]:
-        """Returns all partitions of the topics of these event names; creates missing topics."""
+        """Returns all partitions of the topics of these event names; creates the topics that do not exist. Raises
+        UNAVAILABLE if Kafka does not answer, cannot create a topic, or still has no metadata of a topic after
+        METADATA_TIMEOUT_S seconds."""
         await self.ensure(names)
         topics = sorted({topic_of(self._settings.namespace, name) for name in names})
         give_up = time.monotonic() + METADATA_TIMEOUT_S

@@ -157,7 +157,9 @@ class SharedVersions(SharedKeyClient, SharedUserRefs):
 
     async def _put_once(self, connection: RedisConnection, key: str, version: int, value: bytes) -> bool:
         """Writes the user reference in a transaction, unless the stored version is equal or higher. Returns False, and
-        has written nothing, if another process changed the user reference between WATCH and EXEC."""
+        has written nothing, if another process changed the user reference between WATCH and EXEC. Returns True
+        otherwise, also if the stored version is equal or higher, or if Redis rejects the write; after a rejected write
+        the stored user reference is deleted."""
         _, stored = await self._replies(connection, [command("WATCH", key), command("GET", key)])
         current = _decode_entry(stored)
         if current is not None and current.version >= version:

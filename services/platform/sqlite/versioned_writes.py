@@ -1,4 +1,5 @@
-"""Commits the writes of a store and changes the versions of what they changed, so that a write cannot forget to."""
+"""Commits the writes of a store and then changes the versions of everything that was written. One function does both,
+so no write can leave a version unchanged."""
 
 from __future__ import annotations
 
@@ -29,10 +30,12 @@ class VersionedWrites:
         self._publisher = versions.publisher(*kinds)
 
     async def write(self, transaction: Callable[[sqlite3.Connection], C], apply: Callable[[C], None]) -> C:
-        """Commits the transaction, then calls `apply` with its result, which updates the store's own caches, then changes
-        the versions, and returns the result. The steps after the commit are executed even if the caller is cancelled.
+        """Commits the transaction and returns its result, a Change. After the commit, calls `apply` with this Change,
+        so that the store updates its own caches, and then changes the versions of the keys that `version_keys` of this
+        Change returns. Both steps are executed even if the caller is cancelled.
 
-        Raises the error of the transaction, after which nothing is committed or changed.
+        If the transaction raises an error, nothing is committed, `apply` is not called, no version changes, and the
+        caller gets this error.
         """
 
         async def run() -> C:

@@ -184,8 +184,8 @@ class DiscoveredChannel(AbstractChannel):
 
 async def _close_later(channel: grpc.aio.Channel) -> None:
     try:
-        # A closing channel starts no calls, not even a retry of a call in progress, so closing begins RETIRE_S seconds
-        # after the replacement.
+        # A channel that is closing starts no calls, not even the retry of a call in progress. So the old channel is
+        # closed only RETIRE_S seconds after it was replaced.
         await asyncio.sleep(RETIRE_S)
         await channel.close(STREAMS_S)
     except asyncio.CancelledError:

@@ -16,14 +16,14 @@ V1 = "grpc.reflection.v1"
 SERVICES = (f"{V1}.ServerReflection", f"{V1ALPHA}.ServerReflection")
 METHOD = "ServerReflectionInfo"
 # Maximum number of requests in one stream. Beyond it the stream ends with RESOURCE_EXHAUSTED. A tool sends one request
-# for each service and type of the contract, some 300.
+# for each service and type of the contract, about 300.
 MAX_QUESTIONS = 1_000
 
 
 class Reflection(ReflectionServicer):
     """Serves the descriptors of the services with the given full names, and of all files that they depend on.
 
-    Finds methods and fields by their full names too.
+    Also finds the file of a method or field by the full name of the method or field.
     """
 
     def __init__(self, services: Iterable[str]) -> None:

@@ -45,8 +45,8 @@ USER_AGENT_KEY = "roost-user-agent"
 # takes time to arrive.
 DEADLINE_MARGIN_S = 0.005
 
-# A ping every 30 s detects a dead peer before most deadlines of streams. There are no pings without calls, so idle
-# channels cause no traffic.
+# A ping every 30 s detects a dead peer before the deadlines of most streams pass. A channel without calls sends no
+# pings, so it causes no traffic.
 CONNECTION_OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),

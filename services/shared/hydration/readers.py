@@ -151,7 +151,8 @@ class ReaderViews:
     async def load_states(self, view: ReaderView, tweets: Iterable[CachedTweet]) -> KnownStates:
         """Returns viewer states that include those of these tweets (≤ 300), after loading the ones that the view does
         not know."""
-        # The page of another task may add to this dict or replace it meanwhile, but removes nothing from it.
+        # Another task that hydrates a page for this reader may add states to this dict meanwhile, or put a new dict in
+        # its place. No task removes states from this dict, so all states that were found in it stay in it.
         states = view.states.by_tweet
         if view.reader_id and (unknown := {i for tweet in tweets for i in tweet.stateful_ids if i not in states}):
             loaded = await self._loader.viewer_states(view.reader_id, list(unknown))

@@ -26,8 +26,8 @@ class HomeInBuild:
         self.pending: list[int] = []
 
     def insert(self, tweet_id: int) -> bool:
-        """Stores an appended id. Returns False if more than `max_pending` ids are stored; then the caller must drop the
-        build."""
+        """Stores the id of a tweet that was appended during the build. Returns False if more than `max_pending` ids are
+        stored now; the caller must then drop this object, so that the home timeline is cold again."""
         self.pending.append(tweet_id)
         return len(self.pending) <= self.max_pending
 

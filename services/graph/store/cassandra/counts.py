@@ -30,10 +30,10 @@ class CassandraCountStore:
         }
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """Excludes the user from the follower and followee counts of others (`absent`), or includes the user again.
+        """Implements `CountStore.set_absent`.
 
-        If a follow is created while this call reads the lists, the call may miss the follow, and the follow stays
-        counted.
+        If a follow by or of the user is created while a call with `absent` reads the lists, the call may miss the
+        follow. The follow is then counted until the follower unfollows or until a later call excludes the user again.
         """
         for listing, side in ((Listing.FOLLOWING, FOLLOWERS), (Listing.FOLLOWERS, FOLLOWING)):
             below: Position | None = None

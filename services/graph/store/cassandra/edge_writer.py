@@ -182,8 +182,8 @@ class EdgeWriter:
             self._keyspace, schema.SWAP_PAIR, (*changed.values(), *key, pair.change), is_applied
         ):
             return None
-        # The change is made, so the follow-up writes run even if the caller's deadline passes. Each statement still has
-        # its own timeout.
+        # The change is committed, so the follow-up writes run even if the caller's deadline passes. Each statement
+        # still has its own timeout.
         current_call.set(current_call.get()._replace(deadline=NEVER))
         await self.finish(changed, change.version)
         return changed

@@ -90,7 +90,8 @@ class BuildLock:
         """Renews the lock now. Raises FAILED_PRECONDITION if this process does not hold it, because it expired and
         another process acquired it."""
         async with self._writing:
-            # The document is read each time, because a write whose response was lost may have changed its `sequence`.
+            # The lock document is read each time, because a write whose response was lost may have changed the
+            # document's `sequence`.
             found = await self.read()
             if not self._held or found is None or found.token != self._token:
                 self._held = False

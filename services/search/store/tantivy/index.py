@@ -39,7 +39,7 @@ _VERSION, _AUTHOR, _RANK, _EXACT, _WORDS = "version", "author_id", "rank", "exac
 
 def _schema() -> tantivy.Schema:
     builder = tantivy.SchemaBuilder()
-    # Signed fields, because Tantivy 0.27 cannot delete documents by a term of an unsigned field.
+    # The fields are signed, because Tantivy 0.27 cannot delete documents by a term of an unsigned field.
     for collection in Collection:
         builder.add_integer_field(collection.value, indexed=True, fast=True)
     builder.add_integer_field(_VERSION, fast=True)

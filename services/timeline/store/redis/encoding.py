@@ -72,12 +72,12 @@ class WarmMarker:
 
 
 def list_key(user_id: int) -> str:
-    """Returns the Redis key of the user's list of tweet ids."""
+    """Returns the Redis key of the tweet ids in the user's home timeline."""
     return f"{{{user_id}}}:h"
 
 
 def marker_key(user_id: int) -> str:
-    """Returns the Redis key of the user's marker."""
+    """Returns the Redis key of the marker of the user's home timeline."""
     return f"{{{user_id}}}:m"
 
 

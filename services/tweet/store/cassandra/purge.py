@@ -78,8 +78,8 @@ class Purger:
         return purged
 
     async def _drop(self, known: Stored) -> None:
-        """Deletes all rows of one tweet. Its row in `tweets_by_id` is deleted last: a purge that was interrupted finds
-        claim and revisions by it."""
+        """Deletes all rows of one tweet. The row in `tweets_by_id` is deleted after the claim and the revisions: if
+        this purge is interrupted, the next purge finds the rest of them by this row."""
         head = known.head
         if head.retweet_of_id:
             await self._writer.release_retweet_claim(known)

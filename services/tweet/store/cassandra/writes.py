@@ -48,8 +48,9 @@ from services.tweet.store.cassandra.rows import (
     set_orphaned,
 )
 
-# Size of the cache of statements for month and hour buckets that this process has executed, so that it need not repeat
-# them: about one per author who posts through this process.
+# Maximum number of statements that a process remembers as executed. Each adds the month or the hour of a tweet to a
+# list of buckets; a remembered statement is not executed again. A process needs about one for each author who posts
+# through it.
 KNOWN_BUCKETS = 16_384
 # Number of random bits of a new version. With 62, two versions of one key are practically never equal.
 FRESH_BITS = 62

@@ -49,7 +49,8 @@ class ChangedAccounts(NamedTuple):
 
 
 class AccountCache:
-    """Reads accounts through the cache, and writes them. For use by one event loop."""
+    """Reads accounts from memory, or from the SQLite file if they are not in memory; keeps at most `max_cached` in
+    memory. Writes accounts to the file and then to memory. Only one event loop may use an AccountCache."""
 
     def __init__(self, db: Database, versions: MemoryVersions, max_cached: int) -> None:
         self._db = db
