@@ -185,6 +185,8 @@ class EmbeddedConsumer(Consumer):
     async def start(self) -> None:
         if self._log.running.setdefault(self._group, self) is not self:
             raise ValueError(f"group {self._group} has a consumer already: a second one would apply every event again")
+        # Before the first await, as in `seek`: there may be events to apply, so no append may move the position.
+        self.worker.wake()
         if not self._has_position:
             self.position = await self._load()
             await self._store(self.position)  # From now on the sweep keeps events after this offset.
@@ -222,8 +224,9 @@ class EmbeddedConsumer(Consumer):
 
         position = await self._log.db.read(before)
         self._seeks, self.position = self._seeks + 1, position
-        await self._store(position)
+        # Before the next await: an append during it would otherwise find an idle consumer and call `skip`.
         self.worker.wake()
+        await self._store(position)
 
     async def _step(self) -> bool:
         """Applies the next batch. Returns False if no event is left after this batch, or if the consumer is paused."""

@@ -232,3 +232,39 @@ async def test_append_wakes_only_consumers_of_its_topics(log: EmbeddedLog, sink:
     assert other.position == 1
     for one in (other, consumer):
         await one.stop()
+
+
+def commit_before_next_write_returns(log: EmbeddedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits an event of another topic before the next write of the log returns, as a busy mesh does."""
+    write = log.db.write
+
+    async def with_append(unit: Any, quiet: bool = False) -> Any:
+        monkeypatch.undo()
+        await log.append(records(99, topic="user.followed"))
+        return await write(unit, quiet)
+
+    monkeypatch.setattr(log.db, "write", with_append)
+
+
+async def test_seek_during_append_of_other_topic_delivers_sought_events(
+    log: EmbeddedLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = await start(log, sink)
+    await log.append(records(1, 2))
+    await received(sink, [1, 2])
+    await asyncio.wait_for(consumer.worker.idle.wait(), WITHIN_S)
+    commit_before_next_write_returns(log, monkeypatch)
+    await consumer.seek(offset=1)
+    await received(sink, [1, 2, 1, 2])
+
+
+async def test_restart_during_append_of_other_topic_delivers_events_appended_while_stopped(
+    log: EmbeddedLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = await start(log, sink)
+    await asyncio.wait_for(consumer.worker.idle.wait(), WITHIN_S)
+    await consumer.stop()
+    await log.append(records(1))
+    commit_before_next_write_returns(log, monkeypatch)
+    await consumer.start()
+    await received(sink, [1])
