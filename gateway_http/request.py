@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 from gateway_http.load import Load
@@ -16,7 +16,7 @@ from services.platform.rpc.client_address import TrustedProxies
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Collection[tuple[bytes, bytes]]
 # The key in the scope of a function `(status, headers, body)` that sends a whole response. Only Roost's own protocol sets
 # it; with another ASGI server, and for a response in parts, the application calls `send`.
 SEND_WHOLE = "roost.send_whole"
@@ -28,6 +28,8 @@ MAX_BODY_BYTES = 64 * 1024
 # must arrive at 6.5 kB/s or faster.
 BODY_TIMEOUT_S = 10.0
 
+# The header of a response after which the connection is closed.
+CLOSE = (b"connection", b"close")
 JSON_CONTENT_TYPE = (b"content-type", b"application/json")
 # Headers that forbid a browser to guess another content type than the declared one, and to execute anything in the
 # response.
@@ -171,7 +173,7 @@ class Request:
                 408,
                 "request_timeout",
                 f"the body did not arrive within {BODY_TIMEOUT_S:.0f} s",
-                ((b"connection", b"close"),),
+                (CLOSE,),
             ) from None
         # A request that waits for its body does not count as active, so thousands may become active at the same time.
         self._load.check()
@@ -200,7 +202,7 @@ class Request:
 
 def _too_large(max_bytes: int) -> HttpError:
     text = f"the body is too large: at most {max_bytes} bytes are allowed"
-    return HttpError(413, "payload_too_large", text, ((b"connection", b"close"),))
+    return HttpError(413, "payload_too_large", text, (CLOSE,))
 
 
 class Response:

@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
-from gateway_http.request import SEND_WHOLE, Headers
+from gateway_http.request import CLOSE, SEND_WHOLE, Headers
 
 
 def offer(cycle: RequestResponseCycle) -> None:
@@ -30,7 +30,10 @@ async def send_whole(cycle: RequestResponseCycle, status: int, headers: Headers,
     cycle.response_started = True
     cycle.waiting_for_100_continue = False
     lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
-    if not cycle.keep_alive:
+    if CLOSE in headers:
+        # The rest of the request's body will not be read, so the connection cannot be used again.
+        cycle.keep_alive = False
+    elif not cycle.keep_alive:
         lines.append(b"connection: close\r\n")
     head = b"".join(lines)
     if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
