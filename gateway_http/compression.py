@@ -31,8 +31,8 @@ def gzipped(body: bytes) -> bytes:
 
 @functools.lru_cache(maxsize=MAX_CACHED_HEADERS)
 def accepts_gzip(accept_encoding: bytes) -> bool:
-    """Returns whether the value of the header Accept-Encoding accepts gzip with a weight above 0 that is at least that
-    of `identity` (uncompressed).
+    """Returns whether this value of the header Accept-Encoding accepts gzip: the weight of gzip must be above 0, and
+    not below the weight of `identity` (uncompressed).
 
     An encoding whose weight is malformed counts as not accepted.
     """

@@ -49,7 +49,7 @@ class NumberedPages:
         Returns an empty page if the list ends before the page. If an earlier page was partial (some of its items could
         not be read), the returned page is empty and partial too, because the number of items before it is unknown.
         Raises INVALID_ARGUMENT if more than MAX_SKIPPED items come before the page, DEADLINE_EXCEEDED if MAX_CALLS
-        calls do not reach it.
+        calls do not reach the page.
         """
         size = page_size_of(request)
         left = (page - 1) * size

@@ -18,7 +18,8 @@ def offer(cycle: RequestResponseCycle) -> None:
 
 
 async def send_whole(cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes) -> None:
-    """Sends a whole response in one write. `headers` include Content-Length.
+    """Sends a whole response in one write. `headers` include Content-Length. Sends nothing if the client has
+    disconnected. Raises ValueError if a header contains a line break.
 
     `cycle.send` writes the headers and the body one after the other, and checks each header by two regular expressions:
     together a fifth of the time in which a page is served (measured). Otherwise both do the same.

@@ -51,12 +51,12 @@ def bearer(token: str) -> Metadata:
 
 
 def find(address: str | None, directory: Path | None = None) -> MeshTarget:
-    """Returns the mesh to call: the one at `address`, or at ROOST_GRPC_ADDRESS if `address` is None, or the mesh that
-    runs on this machine if that is not set either.
+    """Returns the mesh to call: the mesh at `address`; if `address` is None, the mesh at ROOST_GRPC_ADDRESS; if this
+    variable is not set either, the mesh that runs on this machine.
 
-    If several meshes run on this machine, chooses the one whose data directory is that of the settings, or if there is
-    none, the one that runs the code of this checkout. The operator token is read from the run file of the chosen mesh,
-    or if it has no run file, from the settings. `directory` contains the run files; None is the user's runtime
+    If several meshes run on this machine, chooses the mesh that uses the data directory of the settings, or if none
+    does, the mesh that runs the code of this checkout. The operator token is read from the run file of the chosen mesh,
+    or if the mesh has no run file, from the settings. `directory` contains the run files; None is the user's runtime
     directory. Raises CommandError if no mesh is found, or if several are equally suitable.
     """
     runs = runfile.running(directory)

@@ -16,7 +16,7 @@ MINT_TOKENS = "/roost.identity.v1.AuthService/MintTokens"
 
 # Number of users for whom one MintTokens call mints tokens: the maximum in the proto.
 MINT_BATCH = 1_000
-# Default and maximum lifetime of a token in seconds. The maximum is that of the proto.
+# Default and maximum lifetime of a token in seconds. The proto states the same maximum.
 DEFAULT_TTL_S = 3600
 MAX_TTL_S = 86_400
 
@@ -45,7 +45,8 @@ class TokenCache:
         self._renewing = asyncio.Lock()
 
     async def admit(self, user_ids: Iterable[int]) -> None:
-        """Mints and caches tokens for the users. Skips users who are unknown, suspended or deactivated."""
+        """Mints and caches tokens for the users. Skips users who are unknown, suspended or deactivated. Raises
+        AioRpcError or CommandError as `with_retries` does."""
         self._renew_at = min(self._renew_at, self._clock() + self._ttl_s / 2)
         for ids in batches(user_ids, MINT_BATCH):
             for user_id, token in (await mint(self._stub, self._operator, ids, self._ttl_s)).items():
@@ -68,10 +69,11 @@ class TokenCache:
 async def mint(
     stub: auth_service_pb2_grpc.AuthServiceStub, operator: Metadata, user_ids: Iterable[int], ttl_s: int
 ) -> dict[int, str]:
-    """Mints access tokens for at most MINT_BATCH users and returns them by user id. They are valid for `ttl_s` seconds
-    (1 to MAX_TTL_S).
+    """Mints access tokens for at most MINT_BATCH users and returns them by user id. Each token is valid for `ttl_s`
+    seconds (1 to MAX_TTL_S).
 
-    Leaves out users who are unknown, suspended or deactivated.
+    Leaves out users who are unknown, suspended or deactivated. Raises AioRpcError or CommandError as `with_retries`
+    does.
     """
     request = auth_service_pb2.MintTokensRequest(user_ids=user_ids, ttl_seconds=ttl_s)
     answer = await with_retries(lambda: stub.MintTokens(request, metadata=operator, timeout=deadline_s(MINT_TOKENS)))

@@ -31,8 +31,8 @@ from services.platform.rpc.contract import Method, methods
 from services.platform.rpc.errors import RoostError
 from services.platform.rpc.reasons import Reason
 
-# Maximum size of a binary message in bytes; a larger one is rejected with status 413. It is larger than that of a JSON
-# body, because parsing Protobuf takes a hundredth of the time of parsing JSON.
+# Maximum size of a binary message in bytes; a larger one is rejected with status 413. A JSON body has a smaller
+# maximum, because parsing JSON takes a hundred times as long as parsing Protobuf.
 MAX_BINARY_BYTES = 1 << 20
 
 PROTOCOL_VERSION = b"1"

@@ -21,7 +21,7 @@ WAIT_S = 180.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command with the arguments `argv` (None: those of this process) and returns the exit status.
+    """Runs the command with the arguments `argv` (None: the arguments of this process) and returns the exit status.
 
     The exit status is 0 on success; 1 if the command fails, or if `status` finds a server that is not up; 2 if the name
     of a server is unknown; 130 after SIGINT.

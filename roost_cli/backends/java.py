@@ -51,8 +51,8 @@ def java(java_home: Path | None, least: int, most: int, *, for_others: bool = Fa
 
 
 def candidates(java_home: Path | None) -> Iterator[Path]:
-    """Yields directories that may contain a JDK: `java_home`, those that JDK_DIRECTORIES matches, and that of `java` on
-    PATH."""
+    """Yields directories that may contain a JDK: `java_home`, the directories that JDK_DIRECTORIES matches, and the
+    directory of the program `java` on PATH."""
     if java_home is not None:
         yield java_home
     for folder, pattern in JDK_DIRECTORIES:

@@ -60,8 +60,8 @@ _speaking = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """The command line and working directory of a server, and the user (uid, gid) that runs it. The user None is that
-    of this process."""
+    """The command line and working directory of a server, and the user (uid, gid) that runs it. If `user` is None, the
+    user of this process runs the server."""
 
     argv: list[str]
     cwd: Path

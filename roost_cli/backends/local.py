@@ -37,7 +37,7 @@ class Row:
 
 
 def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
-    """Starts those of the named servers that do not run, all at the same time, and waits until they respond.
+    """Starts each of the named servers that does not run, all at the same time, and waits until these servers respond.
 
     Raises BackendError with the errors of all servers that failed, or did not respond within `wait_s` seconds.
     """
@@ -47,8 +47,8 @@ def up(layout: Layout, names: Sequence[str], wait_s: float) -> list[Row]:
 
 
 def down(layout: Layout, names: Sequence[str], *, wipe: bool, kill: bool = False) -> list[Row]:
-    """Stops those of the named servers that run, with SIGTERM, or with SIGKILL if `kill` is true. Deletes their data if
-    `wipe` is true."""
+    """Stops each of the named servers that runs, with SIGTERM, or with SIGKILL if `kill` is true. If `wipe` is true,
+    deletes the data of all named servers, also of servers that did not run."""
     return _side_by_side(lambda name: _down(layout, name, wipe=wipe, kill=kill), names)
 
 

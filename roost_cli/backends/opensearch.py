@@ -114,7 +114,8 @@ def opensearch(layout: Layout) -> ServerCommand:
 def home_of(layout: Layout) -> Path:
     """Returns the path of OpenSearch's home directory, which is in the layout's data directory.
 
-    If this process runs as root and other users cannot access the data directory, it is in SHARED_CACHE instead.
+    If this process runs as root and other users cannot access the data directory, the home directory is in SHARED_CACHE
+    instead.
     """
     usual = layout.of("opensearch")
     if os.geteuid() != 0:

@@ -62,7 +62,7 @@ TEXTBOOK_TIMEOUT_S = 60.0
 class Case:
     """A workload: each write appends `tweets` tweets to the home timelines of `followers` readers.
 
-    `wanted` is the target: the textbook's CPU time should be at least `wanted` times that of Roost.
+    `wanted` is the target: the textbook's CPU time should be at least `wanted` times Roost's CPU time.
     """
 
     title: str
@@ -97,8 +97,8 @@ Write = Callable[[Sequence[int], Sequence[int]], Awaitable[None]]
 
 
 class FanoutBench:
-    """Stores home timelines in both designs, and measures the writes to each. `ours` is the Redis client of Roost,
-    `theirs` that of the textbook; both use the same database."""
+    """Stores home timelines in both designs, and measures the writes to each. `ours` is the Redis client of Roost's
+    design, `theirs` the Redis client of the textbook's design; both use the same database."""
 
     def __init__(self, ours: Redis, theirs: redis.Redis) -> None:
         self._ours = ours
@@ -145,8 +145,8 @@ class FanoutBench:
         return Pass(spent * 1e6 / entries, (await self._server_s() - server) * 1e6 / entries)
 
     async def ours(self, tweet_ids: Sequence[int], followers: Sequence[int]) -> None:
-        """Appends the tweets to the followers' home timelines with Roost's Redis adapter, in calls as large as those of
-        fan-out. Raises CommandError if a home timeline is missing."""
+        """Appends the tweets to the followers' home timelines with Roost's Redis adapter, in calls as large as fan-out
+        makes them. Raises CommandError if a home timeline is missing."""
         a_call = IDS_A_CALL // len(tweet_ids)
         for start in range(0, len(followers), a_call):
             some = followers[start : start + a_call]

@@ -248,8 +248,8 @@ def conditions(readers: int, pages: Pages, plan: BenchPlan, processes: int) -> s
 
 
 def rows(cases: Mapping[str, Sequence[Round]]) -> list[list[str]]:
-    """Returns the rows of the table, header first: medians over the rounds with the range in parentheses, and the
-    median of the mesh without writes divided by that of the baseline."""
+    """Returns the rows of the table, header first: medians over the rounds with the range in parentheses, and a
+    quotient of two medians: the mesh without writes divided by the baseline."""
     measures: Sequence[tuple[str, Callable[[Round], float], str]] = (
         ("requests/s", lambda round_: round_.per_second, ",.0f"),
         ("p50 ms", lambda round_: round_.seen.p50_ms, ".2f"),

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 
 class Kind(StrEnum):
-    """The kind of a register. The subject of a POST is an idempotency key, that of all other kinds a tweet id or user
-    id."""
+    """The kind of a register. The subject of a POST is an idempotency key; the subject of any other kind is a tweet id
+    or user id."""
 
     POST = "post"
     DELETE = "delete"

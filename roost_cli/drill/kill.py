@@ -113,13 +113,13 @@ class Result:
 
 async def kill_process(mesh_processes: MultiProcessMesh, label: str) -> float:
     """Sends SIGKILL to the process `label`, such as `tweet-1`, and returns the number of seconds until its replacement
-    is ready."""
+    is ready. Raises CommandError if that takes longer than BACK_WITHIN_S seconds."""
     return await mesh_processes.kill(label, BACK_WITHIN_S)
 
 
 async def restart_service(mesh_processes: MultiProcessMesh, label: str) -> float:
     """Restarts all processes of the service to which the process `label` belongs, one after another. Returns the number
-    of seconds that this took."""
+    of seconds that this took. Raises CommandError if the restart fails."""
     return await control.ask_restart(mesh_processes.control, label.rpartition("-")[0])
 
 

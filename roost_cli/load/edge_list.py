@@ -37,7 +37,7 @@ def parse(lines: Iterable[str], *, directed: bool = False, name: str = "edge lis
     `%`.
 
     If `directed` is true, FROM follows TO; otherwise both follow each other. Repeated edges and edges from a node to
-    itself are counted and left out, but their nodes are not. `name` is the name of the file. Raises CommandError, which
+    itself are counted and left out; their nodes are kept. `name` is the name of the file. Raises CommandError, which
     names the line, if a line is malformed or if there are more than MAX_FOLLOWS follows.
     """
     found = EdgeList()

@@ -158,8 +158,8 @@ class Loader:
         return barred
 
     async def settle(self, seconds: float) -> None:
-        """Waits `seconds` seconds. If they are the margin, the home timelines that are built afterwards have no late
-        followees. The tweets of a late followee would be pulled at every read."""
+        """Waits `seconds` seconds. If this is at least the margin, the home timelines that are built afterwards have no
+        late followees. The tweets of a late followee would be pulled at every read."""
         self._progress.say(f"waiting {seconds:g} s: homes are built once the follows are older than the clock margin")
         await asyncio.sleep(seconds)
 

@@ -78,7 +78,7 @@ def verify(
     grpc: options.Grpc = None,
 ) -> None:
     """Compare every home timeline with one that is computed from the data of the other services. Exits with 1 if one
-    differs.
+    differs, or if fan-out does not catch up.
 
     Follows, blocks, mutes and deletions during the check can cause differences that are no faults; new tweets cannot.
     """
@@ -119,7 +119,7 @@ async def faults_of(
     """Waits until fan-out has no lag, compares the home timelines of the readers with the computed ones, and returns
     one line for each that differs.
 
-    Also returns a line if fan-out does not catch up.
+    Also returns a line if fan-out does not catch up. Raises AioRpcError or CommandError if a call fails.
     """
     shown = progress.Silent()
     lines = [] if await wait_for_fanout(channels[0], operator, shown) else ["fan-out does not catch up"]
@@ -166,7 +166,8 @@ async def wait_for_fanout(
 async def scan_all(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress
 ) -> ServiceData:
-    """Returns all users, edges and tweets of the mesh, read with the operator's scans of the services that own them."""
+    """Returns all users, edges and tweets of the mesh. Reads them by the operator's scans of identity, graph and tweet.
+    Raises AioRpcError if a scan fails."""
     truth = ServiceData()
     with shown.phase("users scanned", 0) as phase:
         async for user in scan_users(channel, operator):

@@ -16,7 +16,8 @@ MAX_TRACKED = 10_000
 @dataclass(slots=True)
 class DeliveryStatus:
     """The delivery of one tweet. `followers` counts the followers that were sent to the timeline service, `delivered`
-    those of them with a warm home timeline. Times are Unix milliseconds; `finished_ms` is 0 while the delivery runs."""
+    the home timelines that got the tweet, because they were warm or being built. Times are Unix milliseconds;
+    `finished_ms` is 0 while the delivery runs."""
 
     started_ms: int
     state: pb.FanoutState.ValueType = pb.FANOUT_STATE_RUNNING
@@ -46,7 +47,8 @@ class DeliveryTracker:
             self._statuses.popitem(last=False)
 
     def record_delivered(self, tweet_id: int, followers: int, delivered: int) -> None:
-        """Adds to the counts of the tweet: `followers` were sent, and `delivered` of them have a warm home timeline."""
+        """Adds to the counts of the tweet: `followers` more followers were sent to the timeline service, and
+        `delivered` more home timelines got the tweet."""
         if (status := self._statuses.get(tweet_id)) is not None:
             status.followers += followers
             status.delivered += delivered

@@ -153,10 +153,10 @@ class TierPublisher:
 class TierPoller(BackgroundWorker):
     """Worker that reads all celebrity tiers from the store every `every_s` seconds and passes them to the publisher.
 
-    It finds the changes that other processes of the service wrote; those of this process reach the publisher directly.
-    It reads rows instead of events, because a consumer of events cannot know whether it has received all of them. If
-    reads fail for longer than STALE_AFTER_S seconds, it marks the publisher's tiers as stale until a read succeeds.
-    `clock` returns Unix seconds, `monotonic` seconds.
+    The poller finds the changes that other processes of graph wrote; changes of this process reach the publisher
+    directly. The poller reads rows instead of events, because a consumer cannot know whether it has received all
+    events. If reads fail for longer than STALE_AFTER_S seconds, the poller marks the publisher's tiers as stale until a
+    read succeeds. `clock` returns Unix seconds, `monotonic` seconds.
     """
 
     def __init__(

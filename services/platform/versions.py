@@ -80,8 +80,8 @@ class Snapshot(Protocol):
     """The versions of some keys at one time."""
 
     async def read(self, keys: Iterable[int]) -> None:
-        """Reads the versions of these keys too, except of keys that were read before. Call it before you load the values
-        that depend on them."""
+        """Adds the versions of these version keys to the snapshot; does not read a key again that was read before. Call
+        this method before you load the values that depend on these keys."""
 
     def stamp(self, keys: Sequence[int]) -> Any:
         """Returns the stamp of keys that were read, to be cached in `Versioned`. Returns None if a version is unknown:
@@ -95,16 +95,17 @@ class Versions(Protocol):
         """Returns an empty snapshot."""
 
     async def current(self, values: Sequence[Versioned[Any] | None]) -> Sequence[bool]:
-        """Returns for each value whether none of its keys has changed since its stamp. Returns False for None, and if
-        it is unknown whether a key has changed."""
+        """Returns for each value, in order, whether none of its version keys has changed since its stamp was taken.
+        Returns False for None, and if it is unknown whether a key has changed."""
 
 
 class VersionPublisher(Protocol):
     """Changes the versions of the kinds that one service owns."""
 
     def changed(self, keys: Collection[int]) -> None:
-        """Changes the versions of these keys. Call it after the change is visible to reads, without an await in
-        between, and before the writer gets its response."""
+        """Changes the versions of these version keys. Call this method after the write is visible to reads, without an
+        await in between, and before the writer gets the response. Raises ValueError if a key is of a kind that this
+        publisher does not own."""
 
 
 class MemoryVersions(Versions):

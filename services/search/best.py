@@ -22,9 +22,9 @@ from services.search.query import author_term
 from services.search.ranking import rank
 from services.search.store import MAX_FOUND, Collection, Hit, Query, SearchIndex
 
-# Maximum number of matches read from each list; an index returns them in a few milliseconds. All matches of a query
-# with fewer are ranked. Matches that are only in the lists by time (one of all matches, three of boosted ones) get
-# their text scores from one more search, of at most MAX_FOUND ids.
+# Maximum number of matches read from each list; an index returns them in a few milliseconds. If a query has fewer
+# matches, all of them are ranked. Matches that are only in the lists by time (one of all matches, three of boosted
+# ones) get their text scores from one more search, of at most MAX_FOUND ids.
 MATCHES_PER_LIST = 300
 # Maximum number of followees whose tweets get the boost for followed authors: as many terms as a query of the index may
 # have (`MAX_ANY`). If the reader follows more users, only those that graph's StreamFollowingIds returns first count.

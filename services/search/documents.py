@@ -20,7 +20,8 @@ def tweet_document(core: tweet_pb2.TweetCore) -> Document | None:
     """Returns the document of a tweet. Returns None for a hidden tweet, and for a retweet, because searches find the
     original.
 
-    Its exact terms are those of its author, hashtags (with completion and spelling terms), cashtags and mentions.
+    The exact terms of the document are the author, the hashtags (each also as a completion term and as a spelling
+    term), the cashtags and the mentions.
     """
     head = core.head
     if head.deleted or head.retweet_of_id:
@@ -56,8 +57,8 @@ def user_document(
 
 
 def completion_term(tag: str) -> str:
-    """Returns the exact term by which the beginning of a hashtag is completed. `tag` has no `#`. `tag_of_term` returns
-    the hashtag's key from this term."""
+    """Returns the exact term of a hashtag that is found by the beginning of the hashtag (see `completion_prefix`).
+    `tag` has no `#`. `tag_of_term` returns the hashtag's key from this term."""
     return completion_prefix(tag) + " " + tag_key(tag)
 
 
@@ -80,7 +81,8 @@ def spelling_prefix(key: str) -> str:
 
 
 def tag_of_term(term: str) -> str:
-    """Returns the hashtag's key from a completion term, or its spelling from a spelling term.
+    """Returns the key of the hashtag if `term` is a completion term, or the spelling of the hashtag if `term` is a
+    spelling term.
 
     The term is split at its first space: no hashtag contains a space.
     """

@@ -12,8 +12,8 @@ from services.search.store import Hit
 TEXT = 1.0
 RECENCY = 1.0
 # Weights of the boosts: the reader follows the author; the tweet is trending; a word of the query is a hashtag of the
-# tweet. The first is the largest, because the text score of a long text can be a quarter of that of a one-word text,
-# and the boost must make up for the difference.
+# tweet. The first is the largest, because the text score of a long text can be a quarter of the text score of a
+# one-word text, and the boost must make up for the difference.
 FOLLOWED = 0.8
 TRENDING = 0.5
 HASHTAG = 0.3

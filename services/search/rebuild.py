@@ -52,7 +52,8 @@ class Rebuilder(BackgroundWorker):
         self._building: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Makes the first check, and starts the periodic checks."""
+        """Begins a build if the index in use was never filled completely, and starts the periodic checks. If the index
+        cannot answer, logs a warning; the next check begins the build."""
         await self._build_if_never_filled()
         await super().start()
 

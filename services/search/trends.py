@@ -21,8 +21,8 @@ K = TypeVar("K", bound=Hashable)
 
 # Length of the window in seconds: users are counted by their actions in the last hour.
 WINDOW_S = 3_600.0
-# Half-life of the baseline in seconds. The baseline is what is usual for a key: its number of users per window,
-# smoothed so that three hours after a change it has moved half of the way.
+# Half-life of the baseline in seconds. The baseline of a key is its usual number of users per window. If that number
+# changes, the baseline moves half of the way to the new number in three hours.
 BASELINE_HALF_LIFE_S = 3 * 3_600.0
 # Seconds per step. At each step actions older than the window are subtracted, and the baselines are updated.
 STEP_S = 300.0
@@ -157,7 +157,8 @@ class Trends(Generic[K]):
             self._evict_weakest()
 
     def remove(self, act: Hashable) -> None:
-        """Subtracts an action, because it was undone or is too old. Does nothing if it is not in memory."""
+        """Subtracts the action `act` from the counts of its keys, because the action was undone or is too old. Does
+        nothing if the action is not in memory."""
         removed = self._acts.pop(act, None)
         if removed is None:
             return

@@ -15,8 +15,8 @@ from services.search.users import UserSearch
 from services.shared.hydration.fill_page import IdBatch, StoredList, fill_page
 from services.shared.hydration.hydrator import Hydrator
 
-# In cursors of `top`, in place of an index in the ranked matches: all of them were returned, and the next page begins
-# among the other matches, newest first.
+# A value in cursors of `top`: all ranked matches were returned, and the next page begins among the other matches,
+# newest first. Any other value is an index in the ranked matches.
 AFTER_RANKED = -1
 
 TweetPage = tuple[list[bytes], str]

@@ -85,7 +85,8 @@ class CelebritySubscriber(StreamSubscriber[graph.StreamTiersResponse]):
         ]
 
     async def start(self) -> None:
-        """Subscribes to the stream and waits up to START_WAIT_S for the snapshot."""
+        """Subscribes to graph's StreamTiers and waits up to START_WAIT_S seconds for the snapshot. If the snapshot does
+        not arrive in time, returns all the same; `fresh` returns False until it arrives."""
         await super().start()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._snapshot_received.wait(), START_WAIT_S)

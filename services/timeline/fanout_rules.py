@@ -40,9 +40,9 @@ class FanoutRules:
         return self.mode == PUSH or not tiers.is_celebrity(author)
 
     def usable(self, home: HomeList, relations: FolloweeSet, now_ms: int) -> bool:
-        """Returns whether a warm home timeline may be used. If False, the caller must drop it and build it again: it
-        was built in another timeline mode, is older than MAX_AGE_MS milliseconds, or has more than MAX_LATE_FOLLOWEES
-        late followees."""
+        """Returns whether a warm home timeline may be used. If False, the caller must drop the home timeline and build
+        it again: the home timeline was built in another timeline mode, is older than MAX_AGE_MS milliseconds, or has
+        more than MAX_LATE_FOLLOWEES late followees."""
         age_ms = now_ms - home.opened_ms
         if home.mode != self.mode or age_ms > MAX_AGE_MS:
             return False
@@ -51,8 +51,8 @@ class FanoutRules:
         return age_ms <= self.margin_ms or len(self.late(home, relations)) <= MAX_LATE_FOLLOWEES
 
     def late(self, home: HomeList, relations: FolloweeSet) -> list[int]:
-        """Returns the late followees: the home timeline may lack their tweets, because the reader followed them after
-        its build began, minus the margin."""
+        """Returns the late followees: the users whom the reader followed after the build of `home` began, minus the
+        margin. `home` may lack their tweets."""
         return list(relations.followed_after(home.opened_ms - self.margin_ms))
 
     def pulled(

@@ -130,7 +130,7 @@ class TweetServiceIds:
 
 class CachedIds:
     """Caches the newest CACHED_DEPTH ids of each author in process memory for CACHED_IDS_TTL_S seconds. Reads older
-    ids, and those of authors who are not cached, from `owner`."""
+    ids, and the ids of authors who are not cached, from `owner`."""
 
     def __init__(self, owner: TweetIdSource, clock: Callable[[], float]) -> None:
         """`clock` returns seconds since any fixed point."""
@@ -198,7 +198,7 @@ def _cut(known: IdsByAuthor, before_id: int, depth: int) -> tuple[IdsByAuthor, l
 
 
 async def all_ids(batches: IdBatches) -> dict[int, Sequence[int]]:
-    """Reads all batches and returns their ids by author."""
+    """Reads all batches and returns their ids by author. Raises the AioRpcError of the tweet service."""
     found: dict[int, Sequence[int]] = {}
     async for batch in batches:
         found.update(batch)
@@ -208,8 +208,8 @@ async def all_ids(batches: IdBatches) -> dict[int, Sequence[int]]:
 class Puller:
     """Chooses the source of tweet ids for each pull.
 
-    The reader's own ids come from VersionedOwnIds. The ids of other authors come from the tweet service, or if there are
-    more than CACHE_ABOVE_AUTHORS of them, from CachedIds.
+    A pull of the reader's own ids alone uses VersionedOwnIds. A pull of up to CACHE_ABOVE_AUTHORS authors uses the
+    tweet service. A pull of more authors uses VersionedOwnIds for the reader and CachedIds for the others.
     """
 
     def __init__(self, owner: TweetIdSource, clock: Callable[[], float], versions: Versions) -> None:
@@ -225,9 +225,9 @@ class Puller:
 
 
 class RoutedIds:
-    """Reads the reader's own tweet ids from `own`, and those of other authors from `cached` if there are more than
-    CACHE_ABOVE_AUTHORS of them, otherwise from `owner`. `current_own` are the reader's newest CACHED_DEPTH ids, None if
-    they are not cached."""
+    """Reads the ids of the reader alone from `own`. Reads the ids of up to CACHE_ABOVE_AUTHORS authors from `owner`. Of
+    more authors, reads the reader's ids from `own` and the ids of the others from `cached`. `current_own` are the
+    reader's newest CACHED_DEPTH ids, None if these are not cached."""
 
     __slots__ = ("_cached", "_current_own", "_own", "_owner", "_reader")
 
@@ -289,11 +289,12 @@ async def _as_they_arrive(*sources: AsyncIterator[T]) -> AsyncIterator[T]:
 
 
 class DescendingMerge:
-    """Merges the ids of a home timeline with those of pulled authors, newest first, in batches, from below `bound` (0:
-    from the newest) until no older id exists or MAX_ROUNDS batches were returned.
+    """Merges the ids of a home timeline with the ids of pulled authors, newest first, in batches, from below `bound`
+    (0: from the newest) until no older id exists or MAX_ROUNDS batches were returned.
 
-    Above the floor of `home`, a batch merges the ids of `home` with those of the authors `pulled`; below the floor, or
-    if `home` is None, those of `all_authors`. `all_authors` is iterated once, and only if a batch needs it.
+    Above the floor of `home`, a batch merges the ids of `home` with the ids of the authors `pulled`; below the floor,
+    or if `home` is None, a batch merges the ids of `all_authors`. `all_authors` is iterated once, and only if a batch
+    needs it.
 
     For each batch, the newest `depth` ids below the bound are read from each source. A source that returned `depth` ids
     may have more ids, all below the lowest one returned. The highest of these lowest ids is the frontier of the batch.
@@ -411,8 +412,8 @@ def _from_home(home: HomeList | None, bound: int, depth: int) -> tuple[list[int]
 
 
 def merge_for_build(source: TweetIdSource, authors: Sequence[int], keep: int = CAPACITY) -> DescendingMerge:
-    """Returns a merge of the ids of the authors for a build that stores up to `keep` ids; pass it to `newest_of`. The
-    more authors, the fewer ids it reads per author in the first batch."""
+    """Returns the merge of the authors' ids for a build that stores up to `keep` ids. Pass this merge to `newest_of`.
+    The first batch reads fewer ids per author if there are more authors."""
     depth = max(MIN_BUILD_DEPTH, min(2 * keep // max(len(authors), 1), MAX_DEPTH))
     return DescendingMerge(source, None, (), authors, 0, depth)
 

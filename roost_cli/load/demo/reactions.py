@@ -48,7 +48,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """A reaction of the user `who` (a username) to the tweet with the number `tweet`. `text` is that of a reply or
+    """A reaction of the user `who` (a username) to the tweet with the number `tweet`. `text` is the text of a reply or
     quote. `answer` is the text with which the tweet's author answers a reply, "" if there is no answer."""
 
     who: str

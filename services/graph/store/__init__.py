@@ -45,8 +45,8 @@ class Position(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The result of a write: the relationship of the user who wrote to the other user after the write, and whether the
-    write changed anything."""
+    """The result of a write by one user about another: the first user's relationship to the second after the write, and
+    whether the write changed anything."""
 
     relationship: pb.Relationship
     changed: bool
@@ -149,7 +149,7 @@ class CountStore(Protocol):
 
 
 class TierStore(Protocol):
-    """The tiers of users, and the threshold by which they were assigned."""
+    """The tiers of users, and the celebrity threshold by which these tiers were assigned."""
 
     def on_change(self, hook: TierHook) -> None:
         """Registers `hook`. The store calls `hook` on the event loop with the tiers that a write of this process
@@ -178,7 +178,8 @@ class TierStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GraphStores:
-    """The stores of one backend, which share tables. A write to `edges` changes the results of the other stores.
+    """The stores of graph on one backend. They share tables, so a write to `edges` changes the results of the other
+    stores.
 
     `close` waits until queued writes are done. Callers must not use a store afterwards.
     """

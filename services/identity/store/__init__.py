@@ -35,8 +35,8 @@ class Account(NamedTuple):
 
 
 class NewAccount(NamedTuple):
-    """An account to create, with its username and e-mail address in lower case, which must be unique, and the event of
-    its creation."""
+    """An account to create, with its credential and the event of its creation. `username_key` and `email_key` are the
+    username and the e-mail address in lower case; no two accounts have the same."""
 
     account: Account
     username_key: str
@@ -103,8 +103,8 @@ class AccountStore(Protocol):
         """
 
     async def import_accounts(self, new: Sequence[NewAccount]) -> list[int]:
-        """Creates those of the accounts that do not exist, all or none, and returns the ids of all accounts in the
-        order of `new`.
+        """Creates the accounts that do not exist, all of them or none, and returns the ids of all accounts in the order
+        of `new`.
 
         If an account with the same username exists and differs only in id, creation time and state, returns the id of
         the existing account, so that an import can be repeated. Raises ALREADY_EXISTS, and creates nothing, if an
@@ -141,13 +141,13 @@ class PurgeStore(Protocol):
 
     async def purge(self, before_s: int, limit: int, purged: PurgedEvent) -> int:
         """Erases up to `limit` accounts that were deactivated before `before_s` (Unix seconds), the earliest first, and
-        publishes the event that `purged` returns for each. Returns the number of erased accounts; if it is less than
-        `limit`, no more are due, or some were activated concurrently.
+        publishes the event that `purged` returns for each erased account. Returns the number of erased accounts. If
+        this number is less than `limit`, no more accounts are due, or some were activated concurrently.
 
         An erased account has only its id and its version, and stays deactivated, so that other services still know to
         hide what the user wrote. Username, profile, e-mail address, roles and credential are removed; other accounts
-        can have the username and the e-mail address. An account that is activated concurrently is either kept whole or
-        erased, never both.
+        can then use the username and the e-mail address. An account that is activated concurrently is kept or erased as
+        a whole.
         """
 
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from services.identity.store import Rotation
 
 # Time in milliseconds for which a token can be used again after its successor was used; a later use ends the session.
-# Two browser tabs that refresh at once need it, and retries after a slow response. It is far longer than a request
-# takes, and far shorter than stealing and using a token takes.
+# Two browser tabs that refresh at once need this time, and so do retries after a slow response. The time is far longer
+# than a request takes, and far shorter than an attacker needs to steal and use a token.
 REFRESH_GRACE_MS = 10_000
 # Length of a SHA-256 hash in bytes.
 HASH_BYTES = 32

@@ -36,7 +36,8 @@ def is_same_account(stored: AccountLogin, new: NewAccount) -> bool:
 
 
 def erased(account: Account, version: int) -> Account:
-    """Returns what remains of a deactivated account after its purge: its id, as of `version`."""
+    """Returns a deactivated account as the purge leaves it: with its id, the state DEACTIVATED and `version`, and
+    nothing else."""
     core = user_pb2.User(id=account.user_id).SerializeToString()
     return Account(account.user_id, core, "", user_pb2.USER_STATE_DEACTIVATED, version, frozenset())
 

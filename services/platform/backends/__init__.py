@@ -53,8 +53,8 @@ def require_cluster(context: ServiceContext) -> ClusterBackends:
 
 
 def require_memory_versions(context: ServiceContext) -> MemoryVersions:
-    """Returns the versions of this process, for `services/<name>/store/embedded.py`, which publishes some of them. Raises
-    RuntimeError in the cluster backend."""
+    """Returns the MemoryVersions of this process, through which the embedded store of a service publishes the versions
+    of its data. Raises RuntimeError if this process uses the cluster backend."""
     if not isinstance(context.versions, MemoryVersions):
         raise RuntimeError(f"{context.name} was opened on embedded stores, but this process uses the cluster backend")
     return context.versions

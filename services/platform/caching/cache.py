@@ -154,14 +154,14 @@ class Cache(Generic[K, V]):
         return found
 
     def put(self, key: K, value: V) -> None:
-        """Caches a value. A load of the key that is in progress still returns its own value to its waiters, but does
-        not cache it."""
+        """Caches a value for the key. A load of the key that is in progress still returns the loaded value to its
+        waiters, but does not cache the loaded value."""
         self._flight.forget(key)
         self._entries[key] = (value, self._clock() + self._ttl_s)
 
     def invalidate(self, key: K) -> None:
-        """Removes the value. A load of the key that is in progress still returns its value to its waiters, but does not
-        cache it."""
+        """Removes the cached value of the key. A load of the key that is in progress still returns the loaded value to
+        its waiters, but does not cache the value."""
         self._flight.forget(key)
         self._entries.pop(key, None)
 

@@ -180,7 +180,8 @@ class Outbox:
             self._drain_waiters -= 1
 
     async def sweep(self) -> int:
-        """Sweeps the last SWEEP_MINUTES minutes now and returns how many events it published."""
+        """Sweeps the last SWEEP_MINUTES minutes now and returns how many events it published. Raises UNAVAILABLE,
+        DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if Cassandra cannot answer, and the errors of the event log."""
         return await self._sweeper.sweep(SWEEP_MINUTES)
 
     async def pending(self, topics: Sequence[str]) -> tuple[int, int]:

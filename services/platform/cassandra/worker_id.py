@@ -44,13 +44,13 @@ _RELEASE = """BEGIN BATCH
 APPLY BATCH"""
 _ADVANCE = "UPDATE worker_leases SET owner = ?, high_water_ms = ? WHERE worker_id = ? IF high_water_ms = ?"
 
-# Maximum number of free worker ids that a process tries to lease, one after the other; then it raises UNAVAILABLE. If
-# many processes start at once, some try the same worker ids, and only one of them gets each.
+# Maximum number of free worker ids that a process tries to lease, one after the other; then it fails with UNAVAILABLE.
+# If many processes start at once, some try the same worker ids, and only one of them gets each.
 MAX_CLAIMS = 32
 # Maximum number of seconds by which the clocks of two machines may differ. If the earlier process with a worker id ran
 # on a machine whose clock is ahead, the next process with this worker id waits at its start until its own clock has
-# passed the high-water mark. If its own clock is behind the mark by more than `mint_s` plus this number, it raises
-# UNAVAILABLE.
+# passed the high-water mark. If its own clock is behind the high-water mark by more than `mint_s` plus this number, the
+# next process fails with UNAVAILABLE.
 MAX_CLOCK_SKEW_S = 2.0
 # Seconds between two attempts of a failed renewal. Within this time the process notices that an outage has ended, or
 # that a wrong clock was corrected.

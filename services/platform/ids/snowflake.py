@@ -30,8 +30,8 @@ CLOCK_BACK_WAIT_MS = 20
 RESERVE_MS = 1_000
 # Seconds of one wait of `mint`, the resolution of the time in an id.
 _WAIT_S = 0.001
-# Maximum number of waits of _WAIT_S seconds in one `mint`. Beyond it `mint` raises UNAVAILABLE. It is four times as
-# many as the longest wait needs, so it is reached only if the clock does not advance.
+# Maximum number of waits of _WAIT_S seconds in one `mint`. Beyond it `mint` raises UNAVAILABLE. The longest wait needs
+# a quarter of this number, so the maximum is reached only if the clock does not advance.
 _MAX_WAITS = 4 * (RESERVE_MS + CLOCK_BACK_WAIT_MS)
 
 _refused = Counter(

@@ -113,7 +113,8 @@ class KafkaAdmin:
 
     async def offsets(self, partitions: Sequence[PartitionKey], position: Any) -> dict[PartitionKey, int]:
         """Returns an offset for each partition. `position` is EARLIEST (the oldest event), LATEST (the end), or the
-        result of `at_time` (the first event at or after a time; the end if there is no such event)."""
+        result of `at_time` (the first event at or after a time; the end if there is no such event). Raises UNAVAILABLE
+        if Kafka does not answer, or if a partition still has no leader after METADATA_TIMEOUT_S seconds."""
         found: dict[PartitionKey, int] = {}
         missing, give_up = list(partitions), time.monotonic() + METADATA_TIMEOUT_S
         while missing:
@@ -152,7 +153,8 @@ class KafkaAdmin:
 
     async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> bool:
         """Commits the offsets `targets`, by partition, for a group without members. Returns False, and commits nothing,
-        if the group has members."""
+        if the group has members. Raises UNAVAILABLE if Kafka does not commit all of them; some may be committed
+        then."""
         if not targets:
             return True
         requested = [TopicPartition(*tp, offset) for tp, offset in targets.items()]

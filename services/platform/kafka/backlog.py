@@ -74,7 +74,7 @@ class Backlog:
             return list(self._epochs)
 
     def append(self, messages: Iterable[tuple[PartitionKey, int, ConsumedEvent | None]]) -> None:
-        """Queues fetched messages in order; ignores those of partitions that are not assigned."""
+        """Queues fetched messages in order; ignores messages of partitions that are not assigned."""
         with self._changed:
             for partition, offset, event in messages:
                 epoch = self._epochs.get(partition)
@@ -168,8 +168,8 @@ class Backlog:
             self._changed.notify_all()
 
     def return_batch(self) -> None:
-        """Puts the entries in progress back into the queue. Drops those of partitions that were revoked, or whose
-        position was changed by a seek, in the meantime."""
+        """Puts the entries in progress back into the queue. Drops entries of partitions that were revoked, or whose
+        position a seek changed, in the meantime."""
         with self._changed:
             returned = [
                 e

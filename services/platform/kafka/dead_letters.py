@@ -46,7 +46,8 @@ class DeadLetters:
         await self._producer.send([OutgoingMessage(self._topic, key, event.payload, headers, self._clock_ms())])
 
     async def of_group(self, group: str) -> list[DeadLetter]:
-        """Returns the group's dead letters, oldest first, at most MAX_BATCH."""
+        """Returns the group's dead letters, oldest first, at most MAX_BATCH. Raises UNAVAILABLE if Kafka does not
+        answer."""
         return list((await self._read(group)).values())
 
     async def redrive(self, group: str) -> int:

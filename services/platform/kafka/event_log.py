@@ -92,7 +92,7 @@ class KafkaLog(EventLog):
         """Moves a group in all its partitions to the first event at or after `time_ms` (Unix milliseconds).
 
         Returns how many events the group has to read from there on, over all its topics, or None if the group does not
-        exist.
+        exist. Raises UNAVAILABLE if Kafka does not answer; the group may have been moved all the same.
         """
         committed = list(await self.admin.committed(f"{self.settings.namespace}.{group}"))
         if not committed:
@@ -104,12 +104,14 @@ class KafkaLog(EventLog):
 
     async def seek_group(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
         """Moves a group that has no consumer in this process to these offsets: commits them for the group, or, if the
-        group has members in other processes, broadcasts a seek to these members."""
+        group has members in other processes, broadcasts a seek to these members. Raises UNAVAILABLE if Kafka does not
+        answer; the group may have been moved all the same."""
         if not await self.admin.seek_group(f"{self.settings.namespace}.{group}", targets):
             await self.broadcast_seek(group, targets)
 
     async def broadcast_seek(self, group: str, targets: Mapping[PartitionKey, int]) -> None:
-        """Publishes a seek for the group's members in all other processes."""
+        """Publishes a seek for the group's members in all other processes. Raises UNAVAILABLE if Kafka does not confirm
+        the seek; it may have been published all the same."""
         request = {
             "group": group,
             "by": self._process_id,

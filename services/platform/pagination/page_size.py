@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-# The protos state both: the default in the comments of `page_size`, because proto3 has no defaults, and the maximum as
-# a rule of the field, which the interceptors enforce. Unit tests compare them with these numbers.
+# Number of items of a page if `page_size` is not set, and maximum of `page_size`. The protos state the default in the
+# comments of `page_size`, because proto3 has no defaults, and the maximum as a rule of the field, which the
+# interceptors enforce. Unit tests compare the protos with these numbers.
 DEFAULT_PAGE_SIZE = 20
 MAX_PAGE_SIZE = 100
 

@@ -31,8 +31,8 @@ SLOTS = 16_384
 # Seconds between two requests to the Sentinels for the address of the master. After a fail-over, a process may still
 # read from the demoted master for up to this time.
 SENTINEL_POLL_INTERVAL_S = 1.0
-# Minimum number of seconds between two reloads of a cluster's slot map, which says which node holds which keys, however
-# many replies say that the map is outdated.
+# Minimum number of seconds between two reloads of a cluster's slot map, which says which node holds which keys. More
+# replies in this time that call the slot map outdated cause no reload.
 SLOT_REFRESH_INTERVAL_S = 1.0
 
 # RedisClusterException is not a subclass of RedisError.

@@ -185,8 +185,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs):
         return [int(version) if answered and (version := found[key]) is not None else None for key in keys]
 
     async def read_known(self, keys: Collection[int]) -> dict[int, bytes]:
-        """Returns the versions of these version keys as they are stored, without those that are VOLATILE or unknown
-        because Redis does not answer or, for users, has no entry."""
+        """Returns the versions as they are stored, by version key. Leaves out versions that are VOLATILE, and versions
+        that are unknown because Redis does not answer or, for users, has no user reference."""
         found: dict[int, bytes] = {}
 
         async def read(node: Node, some: Sequence[int]) -> None:
@@ -235,7 +235,8 @@ class SharedVersions(SharedKeyClient, SharedUserRefs):
 
 
 def hash_tag_of(key: int) -> str:
-    """Returns the hash tag of a version key's name, from which a cluster computes its node."""
+    """Returns the hash tag in the Redis key of a version. A Redis cluster computes from the hash tag on which node the
+    Redis key is."""
     return str(split_key(key)[1])
 
 

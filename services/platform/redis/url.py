@@ -21,8 +21,8 @@ from services.platform.rpc import errors
 
 Kind = Literal["single", "sentinel", "cluster"]
 REDIS_PORT, SENTINEL_PORT = 6379, 26379
-# Maximum number of connections per server of the redis-py client, which reads the slot map of a cluster. It needs one;
-# beyond the maximum a command fails with redis-py's error.
+# Maximum number of connections per server of the redis-py client, which reads the slot map of a cluster. The client
+# needs one connection; beyond the maximum a command fails with redis-py's error.
 MAX_CONNECTIONS = 64
 
 _KINDS: dict[str, tuple[Kind, bool]] = {

@@ -13,14 +13,14 @@ from typing import Any
 from services.platform.redis.shared_versions import SharedVersions
 from services.platform.versions import Snapshot, Versioned, Versions
 
-# Seconds after which a cached value is loaded again although its versions are unchanged. That bounds how long it stays
-# wrong if a process died after a change and before it could publish the version.
+# Seconds after which a cached value is loaded again although its versions are unchanged. So a cached value is outdated
+# for at most this time if a process died after a change and before it published the new version.
 MAX_AGE_S = 600.0
 
 
 class RedisVersions(Versions):
-    """Reads versions, all of one call in one round trip to each Redis node. `monotonic` returns seconds. If Redis does
-    not answer, versions are unknown."""
+    """Reads the versions of all keys of a call in one round trip to each Redis node. `monotonic` returns seconds. If
+    Redis does not answer, the versions are unknown, so no cached value counts as current."""
 
     def __init__(self, shared: SharedVersions, monotonic: Callable[[], float]) -> None:
         self._shared = shared
@@ -45,11 +45,12 @@ class RedisVersions(Versions):
         return list(map(is_current, values))
 
     async def read(self, keys: Iterable[int]) -> Mapping[int, bytes]:
-        """Returns the versions of the keys whose version is known."""
+        """Returns the versions by version key. Leaves out keys whose version is VOLATILE or unknown, for example
+        because Redis does not answer."""
         return await self._shared.read_known(dict.fromkeys(keys))
 
     def expiry(self) -> float:
-        """Returns the time after which a value that is loaded now must be loaded again."""
+        """Returns the time, in monotonic seconds, after which a value that is loaded now must be loaded again."""
         return self._monotonic() + MAX_AGE_S
 
 

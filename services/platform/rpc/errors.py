@@ -84,8 +84,8 @@ def invalid_argument(message: str, field: str | None = None, *, violations: Iter
 
 
 def broken_rules(violations: Sequence[Violation]) -> RoostError:
-    """Returns INVALID_ARGUMENT with these violations, of which there must be at least one. The message is that of the
-    first violation."""
+    """Returns INVALID_ARGUMENT with these violations (at least one). The message of the error consists of the field and
+    the message of the first violation."""
     first = violations[0]
     message = f"{first.field}: {first.message}" if first.field else first.message
     return invalid_argument(message, violations=violations)

@@ -30,8 +30,8 @@ RENEWALS_A_LEASE = 3
 RETRY_S = 0.3
 # If no message arrives for this many seconds, a watch counts as lost. The registry sends a message at least every 5 s.
 SILENCE_S = 15.0
-# Seconds after which a replaced channel begins to close: the longest deadline of a unary call. Until then it can start
-# retries of the calls in progress on it, which a closing channel cannot.
+# Seconds after which a replaced channel begins to close: the longest deadline of a unary call. Until then the channel
+# can start retries of its calls in progress, which a closing channel cannot.
 RETIRE_S = 10.0
 # Seconds for which the streams of a replaced channel may continue after the RETIRE_S seconds. Most streams end by
 # themselves, and an endless one when its server stops; the channel is closed when its last stream has ended.

@@ -189,9 +189,10 @@ class UnaryCall:
 
 
 class StreamCall:
-    """A server stream in progress. Iterate it, or call `read` for one message at a time.
+    """A server stream in progress. Iterate over the StreamCall, or call `read` for one message at a time; both raise
+    AioRpcError if the stream fails.
 
-    It starts in a task of its own when it is created.
+    The servicer runs in a task of its own, which starts when the StreamCall is created.
     """
 
     __slots__ = ("_context", "_ended", "_queue", "_target", "_task")
@@ -239,7 +240,7 @@ class StreamCall:
             self._task.cancel()
 
     async def trailing_metadata(self) -> grpc.aio.Metadata:
-        """Waits for the end of the stream and returns its trailing metadata."""
+        """Waits for the end of the stream and returns its trailing metadata, also if the stream failed."""
         await asyncio.wait([self._task])
         return grpc.aio.Metadata(*self._context.trailing)
 

@@ -18,11 +18,11 @@ REGISTRY = "registry"
 
 
 class RemoteServices:
-    """Has the addresses of the services in the setting `static_peers`, and looks up those of other services in the
+    """Finds the address of a service in the setting `static_peers`, or if the setting does not name the service, in the
     registry.
 
-    Channels authenticate with `mesh_secret`, and those of the operator with `operator_token` as well. They are opened
-    at their first use and closed by `close`.
+    Channels authenticate with `mesh_secret`; channels of the operator authenticate with `operator_token` as well. A
+    channel is opened at its first use. `close` closes all channels.
     """
 
     def __init__(self, settings: Settings, mesh_secret: str, operator_token: str) -> None:
@@ -58,7 +58,8 @@ class RemoteServices:
         return self._static.get(name) or (",".join(watch.addresses) if watch else "")
 
     def channels(self, caller: str) -> dict[str, grpc.aio.Channel]:
-        """Returns a channel to each service, by its name, on which `caller` makes its calls."""
+        """Returns one channel for each service, by the name of the service. `caller` is the name of the service that
+        makes the calls on these channels."""
         found = {name: self._discovered(watch, caller) for name, watch in self._watches.items()}
         return found | {name: self.connect(name, target, caller) for name, target in self._static.items()}
 

@@ -29,8 +29,8 @@ FIRST_MESSAGE_S = 10.0
 class Reply:
     """The servicer context of one call: sends its trailing metadata, which include the request id, and its status.
 
-    It stores the trailing metadata too, because an abort replaces those that were set. As a context manager it logs the
-    call at its end if `logged` is true.
+    A Reply also remembers the trailing metadata, because an abort replaces trailing metadata that were set before. As a
+    context manager it logs the call at the end of the call if `logged` is true.
     """
 
     __slots__ = ("_began", "_code", "_context", "_logged", "_method", "_sent", "request_id", "traceparent", "user_id")

@@ -58,8 +58,9 @@ class Query(NamedTuple):
     and phrases.
 
     A phrase is a sequence of consecutive words; a word is a phrase of length 1. A query has at least one exact term or
-    phrase. If `any_exact` is not empty, a match must also have one of its terms, and if `ids` is not empty, one of its
-    ids (each ≤ MAX_ANY). Neither changes the text score.
+    phrase. If `any_exact` is not empty, a match must also have one of these terms; if `ids` is not empty, a match must
+    also have one of these ids (at most MAX_ANY terms and MAX_ANY ids). `any_exact` and `ids` do not change the text
+    score.
     """
 
     exact: tuple[str, ...] = ()
@@ -118,7 +119,7 @@ class SearchIndex(Protocol):
         """
 
     async def apply(self, changes: Sequence[IndexChange], position: int = 0) -> None:
-        """Applies up to MAX_CHANGES changes. Searches that begin after its return find them.
+        """Applies up to MAX_CHANGES changes. Searches that begin after this method has returned find the changes.
 
         Ignores a document of a lower version than the stored one; always applies a removal. The changes become durable
         within about a second. `position`, if not 0, is the offset of the event log up to which the caller has applied
@@ -145,8 +146,9 @@ class SearchIndex(Protocol):
         """Returns up to `limit` (≤ MAX_FOUND) exact terms of tweets that begin with `prefix`, most frequent first."""
 
     async def most_used(self, prefixes: Sequence[str]) -> Sequence[str]:
-        """Returns for each prefix the exact term beginning with it that most authors use in tweets, of equal ones the
-        first in code-point order. Returns "" if no term begins with the prefix.
+        """Returns one exact term for each prefix, in order: of the terms that begin with the prefix, the one that most
+        authors use in tweets; of terms that equally many authors use, the first in code-point order. Returns "" if no
+        term begins with the prefix.
 
         Pass at most MAX_COMPLETED prefixes, none of which begins with another. Up to about 100, the numbers of authors
         are counted; larger numbers are estimates.
@@ -167,11 +169,11 @@ class SearchIndex(Protocol):
     async def fill(self, changes: Sequence[IndexChange]) -> None:
         """Adds up to MAX_CHANGES documents from a scan of the owning service to the new index. Skips a document that
         `apply` has written or removed since `begin`, because the scan may have read an older version. Raises
-        FAILED_PRECONDITION if this process has not begun a build, or if another process discarded it."""
+        FAILED_PRECONDITION if this process has not begun a build, or if another process discarded the new index."""
 
     async def finish(self) -> None:
         """Makes the new index durable, puts it in use in place of the old one, and drops the old one. Raises
-        FAILED_PRECONDITION if this process has not begun a build, or if another process discarded it."""
+        FAILED_PRECONDITION if this process has not begun a build, or if another process discarded the new index."""
 
     async def close(self) -> None:
         """Makes all applied changes durable and releases the index."""

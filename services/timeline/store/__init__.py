@@ -21,9 +21,9 @@ class HomeList:
     """A snapshot of a home timeline. Its `ids` are ascending, unique and greater than `floor`.
 
     `opened_ms` is the start of the build in Unix milliseconds. `ids` contains the ids above `floor` of two kinds of
-    tweets: tweets that the build found, whose authors the reader followed at its start and whose tweets are fanned out
-    on write; and tweets appended since. If `floor` is 0, no older id was left out. `mode` is the timeline mode in which
-    the home timeline was built.
+    tweets: tweets that the build found, by authors whom the reader followed at the start of the build and whose tweets
+    are fanned out on write; and tweets that were appended after the start of the build. If `floor` is 0, no older id
+    was left out. `mode` is the timeline mode in which the home timeline was built.
     """
 
     ids: Sequence[int]
@@ -47,7 +47,7 @@ class HomeTimelineStore(Protocol):
 
     async def read(self, user_id: int) -> HomeList | None:
         """Returns a copy of the home timeline if it is warm. Returns None if it is cold or being built, or if the store
-        cannot be reached. The read makes it the most recently used one for the store's LRU eviction."""
+        cannot be reached. If the store evicts the least recently used home timelines, this read counts as a use."""
 
     async def open_build(self, user_id: int, opened_ms: int, mode: str) -> OpenBuild | None:
         """Opens a build: drops the stored home timeline, and from now on stores ids that are appended for this user.

@@ -79,11 +79,11 @@ class TweetStore(Protocol):
         `action_id`. Raises FAILED_PRECONDITION if another action removed it, NOT_FOUND if it does not exist."""
 
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
-        """If `absent`, excludes the replies, retweets and quotes by the author from the counts of the tweets to which
-        they refer; otherwise includes them again. Tweets and lists do not change.
+        """If `absent`, excludes the author's replies, retweets and quotes from the counts of the tweets to which they
+        refer; otherwise includes these replies, retweets and quotes again. Tweets and lists do not change.
 
-        `at_us` is the time in Unix microseconds at which the author became absent or active. A call with an earlier
-        time than that of a previous call changes nothing. If the call fails, the caller must repeat it with the same
+        `at_us` is the time in Unix microseconds at which the author became absent or active. A call changes nothing if
+        a call with a later `at_us` was made before. If the call fails, the caller must repeat the call with the same
         arguments.
         """
 

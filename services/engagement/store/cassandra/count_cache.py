@@ -21,8 +21,8 @@ from services.platform.versions import key_of as version_key
 # TTL of a count in milliseconds. It limits the time for which a cached count is wrong if a writer died before it marked
 # the count as changed.
 COUNT_TTL_MS = 600_000
-# TTL in milliseconds of the count of a tweet with sharded reactions. Its stored totals are some seconds old anyway, and
-# the recount that updates them does not mark the count as changed.
+# TTL in milliseconds of the count of a tweet with sharded reactions. The stored totals of such a count are some seconds
+# old anyway, and a recount of these totals does not mark the count as changed.
 SHARDED_COUNT_TTL_MS = 1_000
 # TTL in milliseconds of the value _CHANGED. It is longer than MAX_COUNTING_S, plus the time until Redis stores a count:
 # so a count that began before the change still finds _CHANGED, and is not stored.
@@ -85,8 +85,8 @@ class CachedCounts(SharedKeyClient):
         await self._shared.change(keys, getrandbits(VERSION_BITS) + 1)
 
     async def recounted(self, tweet_ids: Iterable[int]) -> None:
-        """Makes the versions of these tweets' counts VOLATILE: a sharded count changes without a marker, and its entry
-        here may be SHARDED_COUNT_TTL_MS old."""
+        """Makes the versions of the counts of these tweets VOLATILE, so that no process caches the counts in memory: a
+        recount sets no marker in Redis, so a count there may be up to SHARDED_COUNT_TTL_MS milliseconds old."""
         await self._shared.change([version_key(Kind.REACTION_COUNTS, i) for i in dict.fromkeys(tweet_ids)], VOLATILE)
 
     async def _publish_changed(self, ids: Sequence[int]) -> bool:

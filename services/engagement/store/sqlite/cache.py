@@ -92,8 +92,8 @@ class ReactionCache:
         return user_id in self._users
 
     def get(self, user_id: int) -> ReactedIds | None:
-        """Returns the reactions of a cached user; None if they are more than MAX_CACHED_PER_USER. The caller must not
-        change the sets. Raises KeyError if the user is not in the cache."""
+        """Returns the reactions of a cached user; None if the user has more than MAX_CACHED_PER_USER reactions. The
+        caller must not change the returned sets. Raises KeyError if the user is not in the cache."""
         return self._users[user_id]
 
     def put(self, user_id: int, reacted: ReactedIds | None) -> None:

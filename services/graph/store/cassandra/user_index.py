@@ -25,7 +25,7 @@ RANGES_A_READ = 16
 
 
 class UserIndex:
-    """The index of all users of one keyspace who ever had an edge. It never removes a user."""
+    """The index of one keyspace: all users who ever had an edge. No user is ever removed from the index."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
@@ -48,7 +48,8 @@ class UserIndex:
             self._written_ranges.add(user_id >> RANGE_BITS)
 
     async def ids_above(self, user_id: int) -> AsyncIterator[int]:
-        """Yields all user ids greater than `user_id`, ascending."""
+        """Yields all user ids in the index that are greater than `user_id`, ascending. Raises the errors of
+        Keyspace."""
         ranges = [row[0] for row in await self._keyspace.read(schema.RANGES, user_id >> RANGE_BITS, MAX_RANGES)]
         for start in range(0, len(ranges), RANGES_A_READ):
             batch = ranges[start : start + RANGES_A_READ]

@@ -47,7 +47,8 @@ class Committer:
 
     async def commit(self, transaction: Callable[[sqlite3.Connection], GraphChange[T]]) -> T:
         """Runs the transaction, drops the outdated cache entries, calls the tier hooks, changes the relation versions,
-        and then returns the result."""
+        and then returns the result. If the transaction raises an error, nothing is committed, nothing else happens, and
+        the caller gets this error."""
         return (await self._writes.write(transaction, self._apply)).result
 
     def _apply(self, change: GraphChange[Any]) -> None:

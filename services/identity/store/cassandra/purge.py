@@ -22,8 +22,8 @@ from services.platform.events.log import Record
 STEP = 100
 # Maximum number of days that one read of the list of days returns.
 DAYS_PAGE = 64
-# Age in seconds from which a listed deactivation without its change of the account counts as failed: its entry is
-# dropped. It is far longer than the change of an account can take.
+# If a deactivation is still listed without a change of its account after this many seconds, the deactivation counts as
+# failed, and its entry is dropped. The change of an account takes far less time.
 SETTLED_S = 600
 # The entry of a day is kept if it was written in the last so many seconds, because the clocks of processes differ.
 CLOCK_MARGIN_S = 60

@@ -20,7 +20,7 @@ from services.platform.rpc.reasons import Reason
 # or more for each.
 MAX_ITEMS_OF_ALL_VIOLATIONS = 200
 
-# Maximum number of valid requests that are cached for each method, and the length in bytes up to which they are.
+# Maximum number of valid requests that are cached for each method, and maximum length in bytes of a cached request.
 MAX_CACHED_REQUESTS = 256
 MAX_CACHED_BYTES = 32
 
@@ -30,8 +30,8 @@ _validator = protovalidate.Validator()
 class RequestValidator:
     """Checks the requests of one method against the field rules of the contract.
 
-    The rules depend on the request alone, and most requests are short and repeated, such as that of a first page. So the
-    encodings of valid short requests are cached: a look-up takes 1 µs, the check 5 to 9 µs (measured).
+    The rules depend on the request alone, and most requests are short and repeated, such as the request for a first
+    page. So the encodings of valid short requests are cached: a look-up takes 1 µs, the check 5 to 9 µs (measured).
     """
 
     __slots__ = ("_method", "_valid")
@@ -58,8 +58,8 @@ class RequestValidator:
 
 
 def check_caller_only(method: Method, request: Message, call: Call) -> None:
-    """Raises PERMISSION_DENIED if a field with the option `caller_only` holds another user id than that of the actor; 0
-    (not set) is allowed."""
+    """Raises PERMISSION_DENIED if a field with the option `caller_only` holds a user id other than the actor's; 0 (not
+    set) is allowed."""
     for name in method.caller_only:
         value = getattr(request, name)
         if value and value != call.actor.user_id:

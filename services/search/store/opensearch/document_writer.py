@@ -38,8 +38,9 @@ class DocumentWriter:
         self._opensearch = opensearch
 
     async def add_unknown(self, changes: Sequence[IndexChange], names: Mapping[Collection, str]) -> bool:
-        """Writes those documents of which the index has no version, or an older one. `names` has the alias of each
-        collection. Returns False if an alias does not exist."""
+        """Writes each document of which the index has no version or an older version. `names` has the alias of each
+        collection. Returns False if an alias does not exist; some documents may be written then. Raises RequestRejected
+        if OpenSearch rejects a document for another reason."""
         # Conflicts are ignored: the stored document has the same or a higher version.
         operations = [_operation(change, names[change.collection], "external") for change in changes]
         for refusal in await self._opensearch.bulk(operations, BACKGROUND_TIMEOUT_S):

@@ -127,7 +127,8 @@ class IndexGenerations:
 
     async def begin(self) -> int:
         """Discards builds in progress, creates the indexes of a new generation, and returns its number. From now on the
-        generation is among `filling` of `state`, so processes write changes to it too."""
+        generation is among `filling` of `state`, so processes write changes to it too. Raises UNAVAILABLE if another
+        process creates a generation with the same number at the same time, or if OpenSearch does not answer."""
         state = await self.ensure()
         await self.remove(state.filling)
         number = max(state.numbers) + 1

@@ -63,8 +63,8 @@ class WarmMarker:
 
     @classmethod
     def parse(cls, marker: bytes | None) -> WarmMarker | None:
-        """Parses a stored marker. Returns None if the key is missing, or if the marker is that of a build or of a
-        release with another format."""
+        """Parses a stored marker. Returns None if the key is missing, if the home timeline is being built, or if a
+        release with another format wrote the marker."""
         parts = marker.decode(errors="replace").split(" ") if marker else []
         if len(parts) != 5 or parts[0] != "W" or not (parts[2].isdigit() and parts[4].isdigit()):
             return None
@@ -87,8 +87,8 @@ def encode_ids(ids: Sequence[int]) -> list[bytes]:
 
 
 def decode_home(warm: WarmMarker, stored: Sequence[bytes], limits: ListLimits) -> HomeList:
-    """Returns the home timeline of a marker and the elements of its list, with the current floor. Its ids are unique
-    and ascending, as HomeList requires."""
+    """Returns the home timeline that has the marker `warm` and the list elements `stored`, with the current floor. The
+    ids of the result are unique and ascending, as HomeList requires."""
     ids = array("q", b"".join(stored))
     if byteorder == "little":
         ids.byteswap()
@@ -103,8 +103,8 @@ def decode_home(warm: WarmMarker, stored: Sequence[bytes], limits: ListLimits) -
 
 
 def encode_pushes(user_ids: Sequence[int], tweet_ids: Sequence[int]) -> bytes:
-    """Returns one LPUSHX command per user: it puts the ids at the front of the user's list, the largest id first, and
-    does nothing if the list does not exist."""
+    """Returns one LPUSHX command per user: it puts the ids at the front of the list of the user's home timeline, the
+    largest id first. The command does nothing if the list does not exist."""
     head = f"*{2 + len(tweet_ids)}\r\n$6\r\nLPUSHX\r\n$"
     # The commands are joined as text and encoded once at the end, which takes half the time of joining bytes. Latin-1
     # maps each character to the byte of the same value.
@@ -114,7 +114,8 @@ def encode_pushes(user_ids: Sequence[int], tweet_ids: Sequence[int]) -> bytes:
 
 
 def encode_deletes(user_ids: Sequence[int]) -> bytes:
-    """Returns one DEL command per user. It deletes list and marker in one step, which makes the home timeline cold."""
+    """Returns one DEL command per user: it deletes the list and the marker of the user's home timeline in one step, so
+    that the home timeline is cold."""
     return b"".join(command("DEL", marker_key(user_id), list_key(user_id)) for user_id in user_ids)
 
 

@@ -191,9 +191,9 @@ class TweetUpdater:
         return found
 
     async def set_absent(self, tweet_ids: Sequence[int], absent: bool, at_us: int) -> None:
-        """Excludes these tweets of one author from the counts of the tweets to which they refer if `absent`, otherwise
-        includes them again. `at_us` is as in `TweetStore.set_absent`. Raises UNAVAILABLE if Redis does not accept the
-        new versions."""
+        """If `absent`, excludes these tweets of one author from the counts of the tweets to which they refer; otherwise
+        includes these tweets again. `at_us` is as in `TweetStore.set_absent`. Raises UNAVAILABLE if Redis does not
+        accept the new versions."""
         found = (await self._writer.read_stored(tweet_ids)).values()
         await self._keyspace.write_each([step for tweet in found for step in uncount(tweet, absent, at_us)])
         targets = {tweet_id for tweet in found for tweet_id, _ in links(tweet.head)}

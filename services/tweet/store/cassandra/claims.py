@@ -85,10 +85,10 @@ class Claims:
 
     async def acquire(self, name: str, wanted: ClaimRow, instead_of: int = 0) -> ClaimRow:
         """Acquires the claim for `wanted` if nobody holds it, or if the tweet `instead_of` (0: none) holds it. Returns
-        the row of the claim afterwards, which is that of another tweet if that tweet holds the claim.
+        the row of the claim after the attempt: `wanted`, or the row of another tweet if that tweet holds the claim.
 
-        Raises UNAVAILABLE if it is unknown after MAX_TRIES attempts who holds the claim. If `wanted` holds it, the next
-        request with this name stores the tweet.
+        Raises UNAVAILABLE if it is still unknown after MAX_TRIES attempts who holds the claim. `wanted` may hold the
+        claim then, and the next request with this name stores the tweet of `wanted`.
         """
         user_id = wanted.post.core.head.author_id
         for _ in range(MAX_TRIES):
@@ -105,8 +105,8 @@ class Claims:
         raise errors.unavailable("too many concurrent requests create this tweet: retry later", reason=Reason.CONTENDED)
 
     async def release(self, user_id: int, name: str, tweet_id: int) -> None:
-        """Releases the claim if the tweet `tweet_id` holds it. Raises UNAVAILABLE if it is unknown whether it was
-        released."""
+        """Releases the claim if the tweet `tweet_id` holds it. Raises UNAVAILABLE or DEADLINE_EXCEEDED if it is unknown
+        whether the claim was released."""
         await self._keyspace.execute_lwt(cql.FREE, user_id, name, tweet_id)
 
     async def _try(self, user_id: int, name: str, wanted: ClaimRow, instead_of: int) -> bool:

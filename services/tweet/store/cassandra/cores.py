@@ -52,8 +52,8 @@ class TweetCores:
         return b"".join([found[tweet_id] for tweet_id in ids if tweet_id in found])
 
     async def read(self, ids: Sequence[int]) -> dict[int, tweet_pb2.TweetCore]:
-        """Reads the tweets with their counts from Cassandra, without the cache. Returns them by id, without unknown
-        ids."""
+        """Reads the tweets with their counts from Cassandra, not from memory, and returns them by tweet id. Leaves out
+        unknown ids. Raises the errors of Keyspace."""
         rows, counts = await asyncio.gather(by_ids(self._keyspace, cql.CORES, ids), self._links.count_links(ids))
         return {row[0]: _core(row, counts.get(row[0], {})) for row in rows if row[1] is not None}
 

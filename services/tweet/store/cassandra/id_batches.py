@@ -10,7 +10,8 @@ from services.tweet.store.cassandra import schema as cql
 
 
 async def by_ids(keyspace: Keyspace, statement: str, ids: Iterable[int]) -> list[Row]:
-    """Returns the rows with these ids, in no particular order. `statement` has one parameter, a list of ids."""
+    """Returns the rows with these ids, in no particular order. `statement` has one parameter, a list of at most
+    IDS_PER_READ ids. Raises the error of the first read that fails, and then returns no rows at all."""
     answers = await keyspace.read_each(statement, [(batch,) for batch in batches_of(ids)])
     return list(chain.from_iterable(answers))
 

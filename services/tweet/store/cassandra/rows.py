@@ -12,8 +12,8 @@ from services.tweet.store.cassandra import schema as cql
 
 Statement = tuple[str, tuple[Any, ...]]
 
-# Maximum number of ancestors stored in the row of a reply, the nearest ones. A thread reads the others from the row of
-# the last of them.
+# Maximum number of ancestors stored in the row of a reply, the nearest ones. A thread reads further ancestors from the
+# row of the last stored ancestor.
 ANCESTORS_PER_ROW = 32
 
 
@@ -73,8 +73,8 @@ def links(head: tweet_pb2.TweetHead) -> list[tuple[int, int]]:
 
 
 def create(post: NewTweet, ancestors: Sequence[int]) -> list[Statement]:
-    """Returns the statements that store a new tweet, without those of `bucket_rows`. `ancestors` are its ancestors,
-    nearest first."""
+    """Returns the statements that store a new tweet, except the statements of `bucket_rows`. `ancestors` are the ids of
+    the tweet's nearest ancestors, nearest first, at most ANCESTORS_PER_ROW."""
     head, at_us = post.core.head, cql.created_us(post.id)
     steps: list[Statement] = [
         (
@@ -99,8 +99,8 @@ def create(post: NewTweet, ancestors: Sequence[int]) -> list[Statement]:
 
 
 def bucket_rows(head: tweet_pb2.TweetHead) -> list[Statement]:
-    """Returns the statements that add the tweet's month and hour to the lists of buckets with tweets. They are the same
-    for all tweets of a bucket, so a process can skip them if it has written them before."""
+    """Returns the statements that add the tweet's month and hour to the lists of buckets with tweets. The statements
+    are the same for all tweets of a bucket, so a process can skip a statement that it has executed before."""
     return [
         (cql.ADD_MONTH, (head.author_id, cql.month_of(head.id))),
         (cql.ADD_HOUR, (cql.ALL_HOURS, cql.hour_of(head.id))),

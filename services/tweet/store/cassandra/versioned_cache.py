@@ -17,8 +17,8 @@ Load: TypeAlias = Callable[[Sequence[int]], Coroutine[Any, Any, dict[int, V]]]
 # Size of each cache by user: newest tweet ids, tweet counts, retweets. Most users have few ids; a list takes at most 8
 # KB.
 CACHED_AUTHORS = 16_384
-# Seconds for which a value is cached even if its version is current. If a process dies after a commit, before it
-# changes the version, others use outdated values no longer than this.
+# Seconds for which a value is cached even if its version is current. If a process dies after a commit and before it
+# changes the version, other processes use the outdated value for at most this time.
 CACHE_TTL_S = 600.0
 
 

@@ -34,10 +34,11 @@ _FRAME_TAG = b"\x0a"
 
 
 class CachedReads:
-    """Reads tweets and lists through caches.
+    """Reads tweets and lists of ids from memory, or from SQLite if they are not in memory.
 
-    A read caches what it loaded only if `versions` shows that no row of it was written meanwhile. A writer calls `add`
-    and the `invalidate_…` methods after its commit and before its response, so that later reads return the write.
+    A read keeps a loaded value in memory only if `versions` shows that no row of the value was written meanwhile. A
+    writer calls `add` and the `invalidate_…` methods after its commit and before its response, so that later reads
+    return the write.
     """
 
     def __init__(self, db: Database, versions: MemoryVersions) -> None:
@@ -60,12 +61,12 @@ class CachedReads:
                 self._retweets.pop(head.author_id)
 
     def invalidate_tweets(self, tweet_ids: Sequence[int]) -> None:
-        """Drops the tweets from the cache, because they or their counts changed."""
+        """Drops these tweets from memory. Call this method after the tweets or their counts have changed."""
         for tweet_id in tweet_ids:
             self._cores.pop(tweet_id)
 
     def invalidate_author(self, author_id: int) -> None:
-        """Drops the author's ids and retweets from the cache."""
+        """Drops the newest ids and the retweets of the author from memory."""
         self._authors.pop(author_id)
         self._retweets.pop(author_id)
 

@@ -239,8 +239,8 @@ def _count_everywhere(connection: sqlite3.Connection, tweet_id: int, row: _Row, 
 
 
 def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent: bool) -> Recounted:
-    """Excludes these tweets of one author from the counts of the tweets to which they refer if `absent`, otherwise
-    includes them again."""
+    """If `absent`, excludes these tweets of one author from the counts of the tweets to which they refer; otherwise
+    includes these tweets again. Skips tweets that are hidden or purged."""
     changed: list[int] = []
     for tweet_id in tweet_ids:
         row = connection.execute(sql.ROW, (tweet_id,)).fetchone()

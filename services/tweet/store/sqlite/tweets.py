@@ -25,8 +25,8 @@ ABSENCE_STEP = 500
 class SqliteTweetStore:
     """Implements TweetStore on SQLite.
 
-    A write changes the caches after its commit and before its response. It does so even if its call is cancelled
-    meanwhile. A read caches what it loaded only if no row of it was written meanwhile.
+    A write changes the caches after its commit and before its response, even if the call is cancelled meanwhile. A read
+    caches a loaded value only if no row of the value was written meanwhile.
     """
 
     def __init__(

@@ -61,7 +61,8 @@ class AccountCache:
 
     async def write_through(self, transaction: Callable[[sqlite3.Connection], list[Account]]) -> list[Account]:
         """Commits `transaction`, which returns the changed accounts, then caches and returns these accounts. The
-        accounts are cached even if the caller is cancelled meanwhile."""
+        accounts are cached even if the caller is cancelled meanwhile. If `transaction` raises an error, nothing is
+        committed or cached, and the caller gets this error."""
 
         def apply(changed: ChangedAccounts) -> None:
             for account in changed.accounts:
@@ -71,7 +72,7 @@ class AccountCache:
 
     async def get_many(self, ids: Sequence[int]) -> list[CachedAccount]:
         """Returns the accounts in the order of `ids`; omits unknown ids. Accounts that are not cached are read from the
-        file."""
+        file. Raises the errors of `Database.read`."""
         cache = self._cache
         try:
             found = [cache[user_id] for user_id in ids]

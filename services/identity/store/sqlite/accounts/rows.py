@@ -22,8 +22,8 @@ _Row = tuple[int, bytes, str, int, int, str, int, bytes]
 
 
 async def read_login(db: Database, condition: str, value: str | int) -> AccountLogin | None:
-    """Returns the account for which the SQL `condition` holds, such as "id = ?" with its `value`; None if there is
-    none."""
+    """Returns the account for which the SQL `condition` holds, such as "id = ?" with its `value`; None if there is no
+    such account. Raises the errors of `Database.read`."""
     row = await db.read(lambda c: c.execute(f"{schema.ACCOUNT} WHERE {condition}", (value,)).fetchone())
     return decode_login(row) if row is not None else None
 
