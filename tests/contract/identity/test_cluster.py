@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from roost.identity.v1 import user_pb2
 
+from services.identity.password import Credential, Scheme
 from services.identity.store import NewAccount, Rotation
 from services.platform.events.log import Record
 from services.platform.ids.snowflake import first_id_at, wall_clock_ms
@@ -293,6 +294,22 @@ async def test_purge_drops_entry_of_failed_deactivation_only_when_it_is_old(anot
         assert await purge(store, now_s + 1, 10) == 0
         assert len(await store.purge._keyspace.read(listed)) == entries
     assert (await store.accounts.by_username("alice")).account == account
+
+
+async def test_purge_after_repeated_deactivation_clears_credential_and_keeps_its_time(another: Open) -> None:
+    store = await another()
+    await create(store, 1, "alice")
+    (account,) = await store.accounts.batch_get([1])
+    assert await store.accounts.replace(account._replace(version=2), [record(1)])
+    # Another request changed the account first, so the deactivation is repeated in the next second.
+    too_late = account._replace(state=DEACTIVATED, version=2)
+    assert not await store.accounts.replace(too_late, [record(1)], deactivated_s=BEFORE_S - 1)
+    await deactivate(store, 1, BEFORE_S)
+    assert await purge(store, BEFORE_S, 10) == 0
+    assert (await store.accounts.batch_get([1]))[0].email
+    assert await purge(store, BEFORE_S + 1, 10) == 1
+    assert await store.credentials.get(1) == Credential(Scheme.NONE, b"")
+    assert await store.purge._keyspace.read("SELECT * FROM deactivations") == []
 
 
 async def test_purge_forgets_past_days_without_entries(another: Open) -> None:

@@ -81,15 +81,17 @@ class Purger:
     async def _purge_listed(self, day: int, at_s: int, user_id: int, version: int, purged: PurgedEvent) -> bool:
         """Erases an account that was deactivated at `at_s` with the given version, if it is still deactivated, and
         drops its entry of the list. Returns whether it erased the account."""
-        account = (await self._reader.accounts([user_id])).get(user_id)
-        if account is None or account.version < version:
+        login = await self._reader.login(user_id)
+        if login is None or login.account.version < version:
             # The account is listed before it is changed, so the change may be in progress, or it has failed.
             if at_s < self._clock() - SETTLED_S:
                 await self._keyspace.write(cql.DROP_DEACTIVATION, day, at_s, user_id)
             return False
-        # One version later it is still deactivated only if an earlier purge was interrupted, because an activation
-        # changes the state.
-        due = account.state == user_pb2.USER_STATE_DEACTIVATED and account.version <= version + 1
+        account = login.account
+        # One version later and without a credential, an earlier purge was interrupted. With one, this deactivation failed
+        # because of a concurrent change, and was repeated: the account is listed again, with the repeat's time.
+        is_interrupted = account.version == version + 1 and login.credential.scheme == Scheme.NONE
+        due = account.state == user_pb2.USER_STATE_DEACTIVATED and (account.version == version or is_interrupted)
         if due and not await self._erase(account, version, await purged(user_id, at_s)):
             return False
         await self._keyspace.write(cql.DROP_DEACTIVATION, day, at_s, user_id)
