@@ -1,4 +1,5 @@
-"""Consumes the events that accounts were purged: deletes the tweets and retweets of their owners.
+"""Consumes the events that accounts were purged: deletes the tweets and retweets of their owners, also those that a
+moderator removed.
 
 They count as deleted since the owner deactivated the account, so the purge of deleted tweets removes them soon.
 """
@@ -40,7 +41,8 @@ async def _delete_all(stores: TweetStores, events: EventBuilder, author_id: int,
             event = await events.record(event_pb2.TweetDeleted(tweet_id=tweet_id, author_id=author_id))
             await stores.tweets.delete(tweet_id, at_s, event)
 
-    before_id = 0
-    while ids := await stores.lists.list_author(author_id, before_id, MAX_PAGE):
-        await asyncio.gather(*map(delete, ids))
-        before_id = ids[-1]
+    for list_ids in (stores.lists.list_author, stores.lists.list_removed):
+        before_id = 0
+        while ids := await list_ids(author_id, before_id, MAX_PAGE):
+            await asyncio.gather(*map(delete, ids))
+            before_id = ids[-1]

@@ -115,6 +115,10 @@ class TweetLists(Protocol):
         """Returns the newest ids of the author's live tweets below `before_id` (0: no bound), newest first, at most
         `limit` (≤ MAX_PAGE). Leaves out replies if `replies` is false, and retweets if `retweets` is false."""
 
+    async def list_removed(self, author_id: int, before_id: int, limit: int) -> Sequence[int]:
+        """Returns the newest ids of the author's tweets that a moderator removed, below `before_id` (0: no bound), newest
+        first, at most `limit` (≤ MAX_PAGE)."""
+
     async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
         """Returns the newest ids of live tweets of all authors below `before_id` (0: no bound), newest first, at most
         `limit` (≤ MAX_PAGE)."""

@@ -12,7 +12,7 @@ from services.platform.events.log import ConsumedEvent
 from services.platform.events.records import EventBuilder, new_record
 from services.platform.ids.snowflake import Snowflake, wall_clock_ms
 from services.tweet import purged_authors
-from tests.contract.tweet.conftest import Opened
+from tests.contract.tweet.conftest import Opened, event
 
 LEAVER, OTHER, DEACTIVATED_S = 1, 2, 50
 
@@ -30,14 +30,22 @@ async def test_purged_event_deletes_all_tweets_since_deactivation(
     for tweet_id in range(11, 16):
         await opened.post(tweet_id, LEAVER)
     await opened.post(16, LEAVER, retweet_of_id=10)
+    removed_ids = [19, 18, 17]
+    for tweet_id in removed_ids:
+        await opened.post(tweet_id, LEAVER)
+        await opened.stores.tweets.remove(tweet_id, 7, 40, event("tweet.deleted", tweet_id))
+    assert await opened.stores.lists.list_removed(LEAVER, 0, 5) == removed_ids
+    assert await opened.stores.lists.list_removed(LEAVER, 19, 1) == [18]
     apply = purged_authors.deleting_tweets(opened.stores, EventBuilder(Snowflake(1, wall_clock_ms), time.time))
     # The log may deliver an event again.
     for _ in range(2):
         await apply([purged(LEAVER), purged(3)])
         assert await opened.ids_of(LEAVER) == []
+        assert await opened.stores.lists.list_removed(LEAVER, 0, 5) == []
         assert await opened.ids_of(OTHER) == [10]
     published = [record for record in await opened.backend.published(opened.stores) if record.topic == "tweet.deleted"]
-    events = [event_pb2.Event.FromString(record.payload).tweet_deleted for record in published]
+    assert not await opened.stores.tweets.restore(19, 7, event("tweet.restored", 19))
+    events = [event_pb2.Event.FromString(record.payload).tweet_deleted for record in published[len(removed_ids) :]]
     assert sorted((one.tweet_id, one.author_id) for one in events) == [(number, LEAVER) for number in range(11, 17)]
     # The grace period began with the deactivation.
     assert await opened.stores.purge.purge(DEACTIVATED_S, 100) == 0

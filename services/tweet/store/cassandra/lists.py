@@ -56,6 +56,9 @@ class CassandraTweetLists:
         statement = cql.AUTHOR_IDS[replies, retweets]
         return (await self._author_ids((author_id,), before_id, limit, statement))[author_id]
 
+    async def list_removed(self, author_id: int, before_id: int, limit: int) -> Sequence[int]:
+        return (await self._author_ids((author_id,), before_id, limit, cql.REMOVED_IDS))[author_id]
+
     async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
         bound = before_id or cql.NO_BOUND
         found: list[int] = []
@@ -117,8 +120,8 @@ class CassandraTweetLists:
     async def _author_ids(
         self, author_ids: Iterable[int], before_id: int, limit: int, statement: str = cql.AUTHOR_IDS[True, True]
     ) -> dict[int, list[int]]:
-        """Reads for each author the newest `limit` ids of live tweets below `before_id` (0: no bound) from Cassandra,
-        newest first. Each author has an entry. `statement` is one of AUTHOR_IDS."""
+        """Reads for each author the newest `limit` ids below `before_id` (0: no bound) from Cassandra, newest first. Each
+        author has an entry. `statement` is one of AUTHOR_IDS, for live tweets, or REMOVED_IDS."""
         bound = before_id or cql.NO_BOUND
         found: dict[int, list[int]] = {author_id: [] for author_id in author_ids}
         left = await self._months(found, bound)

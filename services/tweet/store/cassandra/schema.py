@@ -157,7 +157,8 @@ ABOVE = "SELECT tweet_id, above" + _BY_IDS
 
 # Lists. ALLOW FILTERING is not slow here, because each statement filters the rows of one partition.
 MONTHS = "SELECT month FROM author_months WHERE author_id = ? AND month <= ? LIMIT ?"
-_AUTHOR_IDS = "SELECT tweet_id FROM tweets_by_author WHERE author_id = ? AND month = ? AND tweet_id < ? AND hidden = 0"
+_OF_AUTHOR = "SELECT tweet_id FROM tweets_by_author WHERE author_id = ? AND month = ? AND tweet_id < ?"
+_AUTHOR_IDS = _OF_AUTHOR + f" AND hidden = {LIVE}"
 _NO_REPLIES, _NO_RETWEETS = " AND reply_to_id = 0", " AND retweet_of_id = 0"
 _FILTERED = " LIMIT ? ALLOW FILTERING"
 # Statements by (with replies, with retweets), as in `TweetLists.list_author`.
@@ -167,6 +168,7 @@ AUTHOR_IDS = {
     (True, False): _AUTHOR_IDS + _NO_RETWEETS + _FILTERED,
     (False, False): _AUTHOR_IDS + _NO_REPLIES + _NO_RETWEETS + _FILTERED,
 }
+REMOVED_IDS = _OF_AUTHOR + f" AND hidden = {REMOVED}" + _FILTERED
 COUNT_OF_AUTHOR = """SELECT count(*) FROM tweets_by_author
     WHERE author_id = ? AND month = ? AND hidden = 0 AND orphaned = 0 ALLOW FILTERING"""
 HOURS_DOWN = "SELECT hour FROM tweet_hours WHERE part = ? AND hour <= ? LIMIT ?"

@@ -38,6 +38,10 @@ class SqliteTweetLists:
         values = (author_id, before_id or sql.NO_BOUND, replies, retweets, limit)
         return await self._db.read(lambda c: [row[0] for row in c.execute(sql.AUTHOR_IDS_NARROWED, values)])
 
+    async def list_removed(self, author_id: int, before_id: int, limit: int) -> Sequence[int]:
+        values = (author_id, before_id or sql.NO_BOUND, limit)
+        return await self._db.read(lambda c: [row[0] for row in c.execute(sql.REMOVED_IDS, values)])
+
     async def list_recent(self, before_id: int, limit: int) -> Sequence[int]:
         values = (before_id or sql.NO_BOUND, limit)
         return await self._db.read(lambda c: [row[0] for row in c.execute(sql.RECENT_IDS, values)])

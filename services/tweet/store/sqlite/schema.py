@@ -50,7 +50,9 @@ CREATE TABLE revisions (
 """
 # The ids of live replies, retweets and quotes that are excluded from counts because their author is absent.
 _UNCOUNTED = "CREATE TABLE uncounted_links (tweet_id INTEGER PRIMARY KEY);"
-MIGRATIONS = (_TWEETS, OUTBOX_SCHEMA, _LINKS, ABSENCES_SCHEMA, _UNCOUNTED)
+# The purge of an account deletes them too.
+_REMOVED = "CREATE INDEX removed_by_author ON tweets (author_id, id) WHERE state = 2;"
+MIGRATIONS = (_TWEETS, OUTBOX_SCHEMA, _LINKS, ABSENCES_SCHEMA, _UNCOUNTED, _REMOVED)
 UNCOUNT = "INSERT OR IGNORE INTO uncounted_links (tweet_id) VALUES (?)"
 RECOUNT = "DELETE FROM uncounted_links WHERE tweet_id = ?"
 
@@ -114,6 +116,7 @@ AUTHOR_IDS_NARROWED = """
 SELECT id FROM tweets WHERE author_id = ? AND state = 0 AND id < ?
     AND (? OR reply_to_id = 0) AND (? OR retweet_of_id = 0) ORDER BY id DESC LIMIT ?
 """
+REMOVED_IDS = "SELECT id FROM tweets WHERE author_id = ? AND state = 2 AND id < ? ORDER BY id DESC LIMIT ?"
 RECENT_IDS = "SELECT id FROM tweets WHERE id < ? AND state = 0 ORDER BY id DESC LIMIT ?"
 COUNTS = (
     "SELECT author_id, tweets FROM author_counts WHERE author_id IN (SELECT value FROM json_each(?)) AND tweets > 0"
