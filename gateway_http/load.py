@@ -56,8 +56,8 @@ class Load:
         self.active -= 1
 
     def check(self) -> None:
-        """Raises UNAVAILABLE (OVERLOADED) if more than MAX_ACTIVE requests are active. The request that calls this is
-        one of them."""
+        """Raises UNAVAILABLE (OVERLOADED) if more than MAX_ACTIVE requests are active. The request that calls this
+        method is one of the active requests."""
         if self.active > MAX_ACTIVE:
             raise errors.unavailable(
                 "the server is processing too many requests: retry later", reason=Reason.OVERLOADED

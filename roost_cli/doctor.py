@@ -172,8 +172,8 @@ def data_directory(data_dir: Path, now: float) -> list[Check]:
 
 
 def writable(data_dir: Path) -> Check:
-    """Checks that files can be written in the data directory, or if it does not exist, in its nearest existing parent
-    directory."""
+    """Checks that files can be written in the data directory, or if this directory does not exist, in its nearest
+    existing parent directory."""
     try:
         with tempfile.TemporaryFile(dir=_existing(data_dir)) as probe:
             probe.write(b"roost")

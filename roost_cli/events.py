@@ -144,7 +144,7 @@ def redrive(
 ) -> None:
     """Append a group's dead letters to the log again.
 
-    Repair the cause of their failure first. All groups receive them again and skip those that they have applied.
+    Repair the cause of the failures first. All groups receive the events again and skip events that they have applied.
     """
     settings = _settings(cluster, data)
 

@@ -33,7 +33,7 @@ GATEWAY = "gateway"
 
 
 def settings_with(options: Mapping[str, Any]) -> Settings:
-    """Returns the settings. Each option overrides the setting with its name, unless it is None.
+    """Returns the settings. Each option overrides the setting with the same name, unless the option is None.
 
     Raises CommandError with one sentence for each invalid setting.
     """

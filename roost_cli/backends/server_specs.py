@@ -238,7 +238,7 @@ def kafka(layout: Layout) -> ServerCommand:
 def redis(layout: Layout) -> ServerCommand:
     """Prepares a Redis server that stores nothing on disk, and returns its command.
 
-    If redis-server is missing, installs it with apt-get. Raises BackendError if that is not possible.
+    If redis-server is missing, installs it with apt-get. Raises BackendError if redis-server cannot be installed.
     """
     binary = shutil.which("redis-server") or _install_redis(layout)
     data = layout.of("redis")

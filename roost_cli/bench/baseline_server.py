@@ -39,7 +39,7 @@ def record(file: Path, headers: Headers, body: bytes) -> None:
 @asynccontextmanager
 async def running(file: Path) -> AsyncIterator[tuple[int, int]]:
     """Runs the server in a child process until the block ends. Yields its process id and port. Raises CommandError if
-    it does not start within START_WITHIN_S seconds."""
+    the server does not start within START_WITHIN_S seconds."""
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "roost_cli.bench.baseline_server", str(file), stdout=pipe

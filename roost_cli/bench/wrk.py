@@ -74,7 +74,7 @@ def script(tokens: Sequence[str]) -> str:
 
 
 def program() -> str:
-    """Returns the path of wrk. Raises CommandError with an instruction to install it if it is not on PATH."""
+    """Returns the path of wrk. Raises CommandError with an instruction to install wrk if wrk is not on PATH."""
     if found := shutil.which("wrk"):
         return found
     raise CommandError("wrk is not on PATH: install it (`apt-get install wrk`, or `brew install wrk`)")

@@ -62,7 +62,7 @@ def drill(
         ),
     ] = None,
 ) -> None:
-    """Start a mesh, crash or restart it, and check that no acknowledged write was lost. Exits with 1 if one was.
+    """Start a mesh, crash or restart it, and check that no acknowledged write was lost. Exits with 1 if one was lost.
 
     Every acknowledged write must have its effect exactly once, and every home timeline must equal the one that
     `roost verify` computes. After a crash, each start-up must take at most 10 s. While one of several processes is

@@ -153,9 +153,9 @@ class KillDrill:
     async def run(self, services: Sequence[str], rounds: int, disturb: Disturb = kill_process) -> Result:
         """Calls `disturb` `rounds` times under load, then checks the data of the mesh and returns the result.
 
-        Each call kills or restarts one process. The calls go through `services` in random order, and again after the
-        last one. Raises CommandError if a process does not become ready again, or if the mesh refuses a write with a
-        status other than 403 and 404.
+        Each call kills or restarts one process. The calls go through `services` in random order, and begin again after
+        the last service. Raises CommandError if a process does not become ready again, or if the mesh refuses a write
+        with a status other than 403 and 404.
         """
         async with AsyncExitStack() as stack:
             mesh = self.mesh_processes.target

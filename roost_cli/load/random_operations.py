@@ -114,8 +114,8 @@ class OperationPlanner:
                     self._retweets.append((head.author_id, original))
 
     def next(self, number: int) -> Operation:
-        """Draws and returns the operation with this number. Call it with ascending numbers, because an operation
-        depends on the earlier ones."""
+        """Draws and returns the operation with this number. Call this method with ascending numbers, because an
+        operation depends on the earlier operations."""
         kind = self._chance.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
         if not self._tweets and kind in _ON_TWEETS:
             kind = Kind.POST

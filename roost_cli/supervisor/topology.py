@@ -62,7 +62,7 @@ def replicas_of(text: str) -> dict[str, int]:
 
 def process_specs(settings: Settings, replicas: Mapping[str, int]) -> Sequence[ProcessSpec]:
     """Returns the processes of the mesh in start order: registry, services, gateway. `replicas` is the number of
-    processes by service; a service that it does not name gets one."""
+    processes by service; a service that `replicas` does not name gets one process."""
     registry = f"127.0.0.1:{_free_port()}"
     shared = {
         "mesh_secret": settings.mesh_secret or secrets.token_urlsafe(32),

@@ -227,7 +227,7 @@ class Auditor:
 
     async def prepare(self, only: Sequence[int] | None = None) -> None:
         """Computes the home timelines of the users in `only` (None: of all active users), and mints access tokens to
-        read them. Call it before all other methods."""
+        read them. Call this method before all other methods."""
         readers = sorted(self._truth.active if only is None else only)
         await self._tokens.admit(readers)
         with self._shown.phase("homes computed", len(readers)) as phase:

@@ -136,9 +136,9 @@ class Differences:
 
 
 def compare(expected: Sequence[int], actual: Sequence[int], newer: Iterable[int] = ()) -> Differences:
-    """Compares the tweet ids of a home timeline, in the order in which they were read, with the computed ones.
+    """Compares the tweet ids of a home timeline, in the order in which they were read, with the computed ids.
 
-    `newer` are the ids of tweets that were posted after the scan. They are not differences, and each of them in
+    `newer` are the ids of tweets that were posted after the scan. These ids are not differences, and each of them in
     `actual` takes the place of one of the oldest expected ids.
     """
     since = set(newer)

@@ -44,7 +44,8 @@ HYBRID = "hybrid"
 class BatchProgress:
     """Tracks which tweets of a batch are delivered, so that a retry of the batch skips them.
 
-    Without it, a batch that takes longer than the time between two failures of a service would never be finished.
+    If a retry did not skip them, a batch that takes longer than the time between two failures of a service would never
+    be finished.
     """
 
     def __init__(self) -> None:

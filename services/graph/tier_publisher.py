@@ -109,8 +109,8 @@ class TierPublisher:
             subscription.end("the service is stopping: reconnect")
 
     def publish(self, entries: Iterable[pb.TierEntry]) -> None:
-        """Stores the entries that are newer than the known ones and queues them for every subscriber before it
-        returns."""
+        """Stores each entry that is newer than the known entry of the same user, and queues it for every subscriber,
+        before this method returns."""
         news: list[pb.TierEntry] = []
         for entry in entries:
             known = self._entries.get(entry.user_id)

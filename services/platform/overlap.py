@@ -13,8 +13,8 @@ S = TypeVar("S")
 
 
 async def overlapped(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, S]) -> tuple[T, S]:
-    """Returns the results of both. If `first` suspends, `second` runs in a task of its own meanwhile; otherwise it runs
-    afterwards, without a task.
+    """Returns the results of `first` and `second`. If `first` suspends, `second` runs in a task of its own meanwhile;
+    otherwise `second` runs after `first`, without a task.
 
     asyncio.gather would create two tasks, 30 µs, also for coroutines that are answered from memory and never suspend.
     If one raises, the other is cancelled and the error is raised.

@@ -31,7 +31,8 @@ _log = structlog.get_logger(__name__)
 
 
 async def always() -> bool:
-    """Returns True: with the embedded backend only one process uses the data, so it may always run the job."""
+    """Returns True: with the embedded backend only one process uses the data, so this process may always run the
+    job."""
     return True
 
 

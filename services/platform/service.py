@@ -86,7 +86,8 @@ class ServiceContext:
     cluster: object | None = None
 
     def shared_by_process(self, kind: type[T], make: Callable[[], T]) -> T:
-        """Returns the one object of this type that all services of the process share. The first call makes it."""
+        """Returns the one object of this type that all services of the process share. The first call creates the
+        object."""
         if kind not in self.process_objects:
             self.process_objects[kind] = make()
         shared: T = self.process_objects[kind]

@@ -55,7 +55,8 @@ _KINDS = tuple(Kind)
 
 
 def key_of(kind: Kind, item_id: int) -> int:
-    """Returns the version key of one thing: its id, shifted left by KIND_BITS, plus its kind."""
+    """Returns the version key of one thing: the id of the thing, shifted left by KIND_BITS, plus the number of its
+    kind."""
     return item_id << KIND_BITS | kind
 
 
@@ -65,7 +66,8 @@ def split_key(key: int) -> tuple[Kind, int]:
 
 
 class Versioned(Generic[V]):
-    """A cached value, the version keys that it depends on, and the stamp of these keys from before it was loaded."""
+    """A cached value, the version keys that it depends on, and the stamp of these keys from before the value was
+    loaded."""
 
     __slots__ = ("keys", "stamp", "value")
 

@@ -75,7 +75,8 @@ class Rebuilder(BackgroundWorker):
         return True
 
     async def done(self) -> None:
-        """Waits until the build in progress has ended, if there is one. Raises CancelledError if it was cancelled."""
+        """Waits until the build in progress has ended, if there is one. Raises CancelledError if the build was
+        cancelled."""
         if self._building is not None:
             await asyncio.shield(self._building)
 

@@ -42,7 +42,8 @@ class UserSearch:
 
         There are three kinds of matches, in this order: the user whose username equals the query; users whose username
         begins with the query; users whose username and display name have, for each word of the query, a word that
-        begins with it. Within a kind, users with more followers come first, and of equal ones the older account.
+        begins with it. Within a kind, users with more followers come first, and of users with equally many followers,
+        the older account.
         """
         kinds = _match_kinds(names)
 

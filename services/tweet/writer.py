@@ -41,7 +41,7 @@ PostRequest = rpc.CreateTweetRequest | reply_service_pb2.CreateReplyRequest
 
 
 class Draft(NamedTuple):
-    """A tweet to create. `reply_to_id` is 0 if it is no reply, `quote_of_id` is 0 if it is no quote."""
+    """A tweet to create. `reply_to_id` is 0 if the tweet is no reply, `quote_of_id` is 0 if the tweet is no quote."""
 
     author_id: int
     text: str
@@ -154,7 +154,7 @@ class TweetWriter:
     async def retweet(self, user_id: int, tweet_id: int) -> tweet_pb2.SerializedTweet:
         """Returns the user's retweet of the tweet, hydrated, and creates it if there is none. A retweet of a retweet
         refers to the original. Raises NOT_FOUND if the tweet is missing, deleted or hidden, and PERMISSION_DENIED
-        (BLOCKED) if only a block hides it."""
+        (BLOCKED) if only a block hides the tweet."""
         original = await self._access.actionable(user_id, tweet_id)
         original_id = original.head.id
         retweet_id = (await self._links.find_retweets(user_id, (original_id,))).get(original_id, 0)
@@ -174,8 +174,8 @@ class TweetWriter:
             await self._tweets.delete(retweet_id, int(self._clock()), await self._deleted(retweet_id, user_id))
 
     async def delete(self, user_id: int, tweet_id: int) -> None:
-        """Deletes the user's own tweet or retweet; a repeat changes nothing. Raises NOT_FOUND if it never existed or is
-        hidden from the user, PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it."""
+        """Deletes the user's own tweet or retweet; a repeat changes nothing. Raises NOT_FOUND if the tweet never
+        existed or is hidden from the user, PERMISSION_DENIED (NOT_AUTHOR) if another user wrote the tweet."""
         core = await self._access.existing(tweet_id)
         await self._require_author(user_id, core, "delete")
         await self._tweets.delete(tweet_id, int(self._clock()), await self._deleted(tweet_id, user_id))
@@ -194,9 +194,9 @@ class TweetWriter:
         await self._tweets.restore(tweet_id, action_id, event)
 
     async def live_own_tweet(self, user_id: int, tweet_id: int, action: str) -> tweet_pb2.TweetCore:
-        """Returns a live tweet of the user. Raises PERMISSION_DENIED (NOT_AUTHOR) if another user wrote it, NOT_FOUND
-        if it is deleted or hidden from the user. `action` completes the error message: "only the author may <action>
-        this tweet"."""
+        """Returns a live tweet of the user. Raises PERMISSION_DENIED (NOT_AUTHOR) if another user wrote the tweet,
+        NOT_FOUND if the tweet is deleted or hidden from the user. `action` completes the error message: "only the
+        author may <action> this tweet"."""
         core = await self._access.live(tweet_id)
         await self._require_author(user_id, core, action)
         return core

@@ -93,9 +93,9 @@ class SingleFlight(Generic[K, V]):
 class Cache(Generic[K, V]):
     """Caches up to `max_entries` values; evicts the least recently used.
 
-    A value is fresh for `ttl_s` seconds. For `stale_s` more seconds it is still returned while one background load
-    replaces it. The error of a load is raised to its waiters and not cached. Loaders run in an empty context and must
-    not depend on the caller's identity.
+    A value is fresh for `ttl_s` seconds. For `stale_s` more seconds the old value is still returned while one
+    background load replaces it. The error of a load is raised to its waiters and not cached. Loaders run in an empty
+    context and must not depend on the caller's identity.
     """
 
     def __init__(

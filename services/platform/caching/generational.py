@@ -68,7 +68,7 @@ class GenerationalCache(Generic[K, V]):
     @property
     def generations(self) -> tuple[Mapping[K, V], Mapping[K, V]]:
         """The younger and the older generation, to look values up without marking them as used. A key may be in both;
-        the younger one has its value."""
+        then the younger generation has the current value of the key."""
         return self._young, self._old
 
     def __len__(self) -> int:

@@ -34,8 +34,9 @@ _PASSING = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", 
 class Record(NamedTuple):
     """An event to append.
 
-    `topic` is its name, such as `tweet.created`; `key` is the id of its entity: events of one key are ordered.
-    `event_id` is a Snowflake; `payload` is a serialized roost.event.v1.Event; `traceparent` is W3C's, or "".
+    `topic` is the name of the event, such as `tweet.created`; `key` is the id of the entity that the event is about.
+    Events with the same key are ordered. `event_id` is a Snowflake; `payload` is a serialized roost.event.v1.Event;
+    `traceparent` is W3C's, or "".
     """
 
     topic: str
@@ -48,8 +49,8 @@ class Record(NamedTuple):
 class ConsumedEvent(NamedTuple):
     """An event as a consumer gets it: the fields of the Record, its offset, and its append time in Unix milliseconds.
 
-    In the embedded log an `offset` is unique and orders all events. In Kafka it is unique only within one partition of
-    one entity's topic, so offsets of events with different keys cannot be compared.
+    In the embedded log an `offset` is unique and orders all events. In Kafka an `offset` is unique only within one
+    partition of one entity's topic, so offsets of events with different keys cannot be compared.
     """
 
     offset: int

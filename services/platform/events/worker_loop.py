@@ -20,9 +20,9 @@ _log = structlog.get_logger(__name__)
 
 
 class WorkerLoop:
-    """Calls `step` until it returns False (no more work), then waits for `wake`. `idle` is set while it waits.
+    """Calls `step` until it returns False (no more work), then waits for `wake`. `idle` is set while the loop waits.
 
-    If a step raises, it is called again after a delay that doubles from `retry_first_s` to RETRY_MOST_S seconds.
+    If `step` raises, the loop calls it again after a delay that doubles from `retry_first_s` to RETRY_MOST_S seconds.
     """
 
     def __init__(self, name: str, step: Callable[[], Awaitable[bool]], retry_first_s: float = RETRY_FIRST_S) -> None:

@@ -115,8 +115,8 @@ class KafkaProducer:
         """Sends messages and returns when all are durable.
 
         Raises UNAVAILABLE, after at most DELIVERY_TIMEOUT_S + QUEUE_TIMEOUT_S seconds, if Kafka does not confirm them;
-        any of the messages can be appended all the same. Raises ValueError for a message that is too large; those
-        before it are sent.
+        any of the messages can be appended all the same. Raises ValueError for a message that is too large; the
+        messages before it are sent.
         """
         pending = _PendingSend(self._loop.create_future())
         try:

@@ -35,7 +35,8 @@ class SharedConnection:
 
     @property
     def live(self) -> RedisConnection | None:
-        """The connection if it is open, else None. Callers check it first, because awaiting `get` takes longer."""
+        """The connection if it is open, else None. Callers check this property first, because awaiting `get` takes
+        longer."""
         connection = self._connection
         return None if connection is None or connection.lost else connection
 

@@ -120,8 +120,9 @@ class SharedVersions(SharedKeyClient, SharedUserRefs):
         await self._for_each_node(entries, fill)
 
     async def change(self, keys: Sequence[int], new_version: int) -> bool:
-        """Publishes a new version of these version keys, after the change is stored and before the call returns. Returns
-        False if Redis did not accept all of them; failed ones are retried in the background.
+        """Publishes a new version of these version keys, after the change is stored and before the call returns.
+        Returns False if Redis did not accept the new version of every key; a background task then writes the missing
+        versions.
 
         `new_version` must never have been used before, such as a new Snowflake id; or VOLATILE.
         """

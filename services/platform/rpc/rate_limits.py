@@ -162,8 +162,8 @@ class Attempts:
         """Counts the body of the `with` block as one attempt to log in to each account. Raises RESOURCE_EXHAUSTED if
         too many earlier attempts failed.
 
-        If `proves` is true, success proves ownership: the attempt is not counted, and the address counts as one of the
-        owner's from now on. An attempt that fails with a code in NOT_TRIED is not counted either.
+        If `proves` is true, success proves ownership: the attempt is not counted, and from now on the address counts as
+        an address of the account's owner. An attempt that fails with a code in NOT_TRIED is not counted either.
         """
         taken: list[tuple[Bucket, object]] = []
         try:

@@ -75,8 +75,8 @@ class Database:
         """Opens or creates the file and migrates its schema.
 
         `migrations` are SQL scripts, applied once each, in order and atomically: append to the list, never change an
-        entry. Raises FAILED_PRECONDITION if another process owns the file, if it cannot be used, or if a newer release
-        migrated it.
+        entry. Raises FAILED_PRECONDITION if another process owns the file, if the file cannot be opened as a database,
+        or if a newer release migrated the file.
         """
         return cls(path, *await asyncio.to_thread(_open, path, migrations))
 

@@ -39,7 +39,7 @@ MAX_STREAMS_PER_ADDRESS = 100
 class Client(NamedTuple):
     """The client of a call, determined before its access token is verified.
 
-    `metadata` holds the text values of the call's metadata. `is_mesh` is True if they contain the mesh secret.
+    `metadata` holds the text values of the call's metadata. `is_mesh` is True if the metadata contain the mesh secret.
     `address` is the address of the client outside the mesh, without a port; "" if it is not known.
     """
 

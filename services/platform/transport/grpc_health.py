@@ -43,7 +43,7 @@ class Health:
         self._tell()
 
     def end(self) -> None:
-        """Ends every watch. Otherwise a stopping server would wait for them until its grace period is over."""
+        """Ends every watch. Otherwise a stopping server would wait for the watches until its grace period is over."""
         self._ended = True
         self._tell()
 

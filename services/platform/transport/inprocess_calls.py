@@ -106,9 +106,9 @@ def rpc_error(error: errors.RoostError, trailing: Sequence[tuple[str, str | byte
 class UnaryCall:
     """A unary call. Awaiting it returns the response or raises AioRpcError.
 
-    The call starts when it is awaited and runs in the awaiting task, because a task of its own would double the cost
-    of a call (measured). `trailing_metadata` and `code` run it in a task of its own if it has not ended. To run calls
-    concurrently, pass them to asyncio.gather, which creates a task for each.
+    The call starts when it is awaited and runs in the awaiting task, because a task of its own would double the cost of
+    a call (measured). `trailing_metadata` and `code` run the call in a task of its own if the call has not ended. To
+    run calls concurrently, pass the calls to asyncio.gather, which creates a task for each.
     """
 
     __slots__ = ("_above", "_context", "_error", "_request", "_response", "_target", "_task", "_timeout")

@@ -138,9 +138,9 @@ class SearchIndex(Protocol):
         rank, of equal ranks by ascending id. Returns fewer only if no more exist."""
 
     async def best(self, query: Query, before_id: int, limit: int, preferred: Sequence[str] = ()) -> Sequence[Hit]:
-        """Returns the up to `limit` (≤ MAX_FOUND) matches with the best text scores among tweets with ids below
-        `before_id` (0: no bound), in no particular order. `preferred` are exact terms; `preferred` of a hit is true if
-        the tweet has one of them."""
+        """Returns the best matches by text score, at most `limit` (≤ MAX_FOUND), among tweets with ids below
+        `before_id` (0: no bound), in no particular order. `preferred` are exact terms; a hit has `preferred` set if its
+        tweet has one of these terms."""
 
     async def terms(self, prefix: str, limit: int) -> Sequence[str]:
         """Returns up to `limit` (≤ MAX_FOUND) exact terms of tweets that begin with `prefix`, most frequent first."""

@@ -42,8 +42,8 @@ class OpenBuild(Protocol):
 
 
 class HomeTimelineStore(Protocol):
-    """Stores home timelines by user id. A stored one may be lost at any moment, but `read` never returns one that lacks
-    ids above its floor."""
+    """Stores home timelines by user id. A stored home timeline may be lost at any moment, but `read` never returns a
+    home timeline that lacks ids above its floor."""
 
     async def read(self, user_id: int) -> HomeList | None:
         """Returns a copy of the home timeline if it is warm. Returns None if it is cold or being built, or if the store

@@ -40,7 +40,8 @@ class Retweeter(NamedTuple):
 
 
 class TweetStore(Protocol):
-    """Stores tweets by id."""
+    """Stores tweets by id. Methods raise UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the store cannot
+    answer; a write may be stored all the same."""
 
     async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
         """Stores a new tweet and returns its id. `claim` is None if the request has no idempotency key.
@@ -67,16 +68,17 @@ class TweetStore(Protocol):
 
     async def delete(self, tweet_id: int, at_s: int, event: Record) -> bool:
         """Marks the tweet as deleted by its author at `at_s` (Unix seconds). Stores `event` and returns True only if
-        the tweet was live. Raises NOT_FOUND if it does not exist."""
+        the tweet was live. Raises NOT_FOUND if the tweet does not exist."""
 
     async def remove(self, tweet_id: int, action_id: int, at_s: int, event: Record) -> bool:
         """Marks the tweet as removed by the moderation action `action_id`, even if another action removed it before.
-        Changes nothing if the author deleted it. Stores `event` and returns True only if the tweet was live. `at_s` is
-        in Unix seconds. Raises NOT_FOUND if it does not exist."""
+        Changes nothing if the author deleted the tweet. Stores `event` and returns True only if the tweet was live.
+        `at_s` is in Unix seconds. Raises NOT_FOUND if the tweet does not exist."""
 
     async def restore(self, tweet_id: int, action_id: int, event: Record) -> bool:
         """Makes a removed tweet live again. Stores `event` and returns True only if the tweet was removed by the action
-        `action_id`. Raises FAILED_PRECONDITION if another action removed it, NOT_FOUND if it does not exist."""
+        `action_id`. Raises FAILED_PRECONDITION if another action removed the tweet, NOT_FOUND if the tweet does not
+        exist."""
 
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
         """If `absent`, excludes the author's replies, retweets and quotes from the counts of the tweets to which they
@@ -161,9 +163,9 @@ class LinkLists(Protocol):
         unknown."""
 
     async def thread_version(self, conversation_id: int) -> int:
-        """Returns the version of a conversation. Each new reply changes it before the author gets the response. While
-        it is the same, `batch_list_children` and `list_ancestors` return the same ids for tweets of the conversation,
-        except for purged tweets. A restart changes all versions."""
+        """Returns the version of a conversation. Each new reply changes the version before the author gets the
+        response. While the version is the same, `batch_list_children` and `list_ancestors` return the same ids for
+        tweets of the conversation, except for purged tweets. A restart changes all versions."""
 
 
 class PurgeStore(Protocol):

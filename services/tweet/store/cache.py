@@ -25,8 +25,8 @@ class ShardedVersions:
         self._shards = shards
 
     def now(self, key: int) -> int:
-        """Returns the version of the key. Callers read it before they read the data, and cache the data only if it is
-        the same afterwards."""
+        """Returns the version of the key. Callers read the version before they read the data, and cache the data only
+        if the version is the same afterwards."""
         return self._counts[key % self._shards]
 
     def advance(self, key: int) -> None:

@@ -98,9 +98,9 @@ class TierRows:
         return current.tier, moved
 
     async def misclassified(self, followers: Mapping[int, int]) -> list[int]:
-        """Returns the ids of the users whose tier differs from the one that their number of followers, or the
-        operator's choice, would give them if their current tier were ignored. `followers` maps user ids to numbers of
-        followers."""
+        """Computes the tier of each user from the operator's choice or the number of followers alone, not from the
+        stored tier. Returns the ids of the users whose stored tier differs from the computed one. `followers` maps user
+        ids to numbers of followers."""
         keys = [(user_id % SHARDS, user_id) for user_id in followers]
         rows = await self._keyspace.read_each(schema.TIER_ROW, keys)
         found: list[int] = []

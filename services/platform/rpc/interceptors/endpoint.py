@@ -53,7 +53,7 @@ class ServicerContext(Protocol):
 
 class InterceptedMethod:
     """A servicer's method with its interceptors: access, deadline, validation, error mapping and metrics. `cap_s` is
-    the deadline in the method's policy in seconds, NEVER if it has none."""
+    the deadline in the method's policy in seconds, NEVER if the policy has no deadline."""
 
     __slots__ = ("_bounds", "_callers", "_observer", "_open", "_serve", "_validator", "cap_s", "method")
 

@@ -63,7 +63,7 @@ class BuildLock:
 
     async def acquire(self) -> None:
         """Acquires the lock, or renews it if this process holds it, and starts a task that renews it every
-        RENEW_EVERY_S seconds. Raises ALREADY_EXISTS (INDEX_BEING_BUILT) if another process holds it."""
+        RENEW_EVERY_S seconds. Raises ALREADY_EXISTS (INDEX_BEING_BUILT) if another process holds the lock."""
         async with self._writing:
             self._filled = 0
             found = await self.read()
@@ -87,8 +87,8 @@ class BuildLock:
         self._filled += filled
 
     async def renew(self) -> None:
-        """Renews the lock now. Raises FAILED_PRECONDITION if this process does not hold it, because it expired and
-        another process acquired it."""
+        """Renews the lock now. Raises FAILED_PRECONDITION if this process does not hold the lock, because the lock
+        expired and another process acquired it."""
         async with self._writing:
             # The lock document is read each time, because a write whose response was lost may have changed the
             # document's `sequence`.

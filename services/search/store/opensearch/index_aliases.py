@@ -138,9 +138,9 @@ class IndexGenerations:
         return number
 
     async def take_over(self, number: int) -> None:
-        """Puts the generation `number` in use in place of the earlier one, atomically. Does not delete the earlier one,
-        because searches may still read it. Raises FAILED_PRECONDITION if another process discarded the generation
-        `number`."""
+        """Puts the generation `number` in use in place of the earlier generation, atomically. Does not delete the
+        earlier generation, because searches may still read it. Raises FAILED_PRECONDITION if another process discarded
+        the generation `number`."""
         state = await self.state()
         actions: list[dict[str, Any]] = []
         for kind, base in self._bases.items():

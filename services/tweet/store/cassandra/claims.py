@@ -45,7 +45,8 @@ def key_claim_name(key: str) -> str:
 
 
 def retweet_claim_name(original_id: int) -> str:
-    """Returns the name of the claim for a user's retweet of an original. It lets a user have one retweet of it only."""
+    """Returns the name of the claim for a user's retweet of an original. This claim lets a user have only one retweet
+    of the original."""
     return f"retweet {original_id}"
 
 

@@ -18,8 +18,8 @@ ANCESTORS_PER_ROW = 32
 
 
 class NewTweet(NamedTuple):
-    """A new tweet and its event. It contains all that is needed to store the tweet, so any process can do it or repeat
-    it."""
+    """A new tweet and its event. A NewTweet contains all that is needed to store the tweet, so any process can store
+    the tweet, or store it again."""
 
     core: tweet_pb2.TweetCore
     conversation_id: int
@@ -126,13 +126,14 @@ def set_state(head: tweet_pb2.TweetHead, hidden: int, at_us: int, action_id: int
 
 def set_orphaned(retweet_id: int, author_id: int, hidden: int, at_us: int) -> Statement:
     """Returns the statement that excludes a retweet from its author's tweet count if its original is hidden, otherwise
-    includes it again. `hidden` is the state of the original, `at_us` the write timestamp."""
+    includes the retweet again. `hidden` is the state of the original, `at_us` the write timestamp."""
     return cql.ORPHAN, (at_us, int(hidden != cql.LIVE), author_id, cql.month_of(retweet_id), retweet_id)
 
 
 def uncount(parse_stored: Stored, absent: bool, at_us: int) -> list[Statement]:
-    """Returns the statements that exclude a tweet from the counts of the tweets to which it refers if `absent`,
-    otherwise include it again. `at_us` is the time in Unix microseconds at which the author became absent or active."""
+    """If `absent`, returns the statements that exclude a tweet from the counts of the tweets to which it refers,
+    otherwise the statements that include this tweet in these counts again. `at_us` is the time in Unix microseconds at
+    which the author became absent or active."""
     head, steps = parse_stored.head, list[Statement]()
     for tweet_id, kind in links(head):
         if absent:

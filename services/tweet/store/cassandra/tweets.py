@@ -58,8 +58,8 @@ class CassandraTweetStore:
         return await self._writes.run(self._writer.find_claimed(user_id, claim))
 
     async def set_absent(self, author_id: int, absent: bool, at_us: int) -> None:
-        """Implements `TweetStore.set_absent`. May miss a tweet that is posted during the call; counts include it until
-        the next call for its author."""
+        """Implements `TweetStore.set_absent`. May miss a tweet that is posted during the call; counts include such a
+        tweet until the next call for its author."""
         before_id = 0
         while ids := await self._lists.list_author(author_id, before_id, ABSENCE_STEP):
             await self._writes.run(self._updater.set_absent(ids, absent, at_us))

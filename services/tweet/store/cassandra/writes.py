@@ -82,7 +82,7 @@ class BatchWriter:
 
     async def publish_tweet_change(self, head: tweet_pb2.TweetHead) -> bool:
         """Changes the versions of the tweet and its state, of the tweets to which it refers, and of its author. Returns
-        False if Redis did not accept all of them."""
+        False if Redis did not accept all new versions."""
         tweet_ids = (head.id, *(tweet_id for tweet_id, _ in links(head)))
         return await self.publish_versions(tweet_ids, (head.author_id,), states=(head.id,))
 
@@ -179,7 +179,8 @@ class BatchWriter:
         return await self.finish_claim(held.post) if held is not None and is_claimed(held, claim) else 0
 
     async def finish_claim(self, post: NewTweet) -> int:
-        """Stores the tweet of a claim if it is not stored yet, and returns its id."""
+        """Stores the tweet `post` of a claim if the tweet is not stored yet, and returns its id. Raises the errors of
+        Keyspace."""
         if post.id not in await self.read_stored((post.id,)):
             await self._store(post, await self._check_links(post, require_live=False))
         return post.id

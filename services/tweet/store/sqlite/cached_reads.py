@@ -50,7 +50,7 @@ class CachedReads:
         self._retweets: GenerationalCache[int, OwnRetweets] = GenerationalCache(CACHED_RETWEETERS)
 
     def add(self, core: tweet_pb2.TweetCore) -> None:
-        """Caches a new tweet, and adds it to its author's cached lists."""
+        """Caches a new tweet, and adds its id to the cached ids of its author. Call this method after the commit."""
         head = core.head
         self._cores.put(head.id, frame_core(core.SerializeToString()))
         if (known := self._authors.get(head.author_id)) is not None:

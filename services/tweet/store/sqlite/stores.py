@@ -32,7 +32,7 @@ class SqliteTweetStores(TweetStores):
 
 async def open_stores(path: Path, versions: MemoryVersions) -> SqliteTweetStores:
     """Opens the SQLite file, or creates it, and applies its migrations. Raises FAILED_PRECONDITION if another process
-    has the file open."""
+    owns the file, if the file cannot be opened as a database, or if a newer release migrated the file."""
     return stores_on(await Database.open(path, sql.MIGRATIONS), versions)
 
 
