@@ -82,7 +82,7 @@ class _EvictionQueue:
 
 
 class _ClientConnections:
-    """The open connections of one client address: their number, and those of them that can be evicted."""
+    """The open connections of one client address: their number, and the connections that can be evicted."""
 
     __slots__ = ("evictable", "open")
 

@@ -223,7 +223,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def evict(self, stage: Stage) -> None:
         """Closes this connection, so that a new one can be admitted. If `stage` is not IDLE, sends status 503 first."""
         if self.transport.get_write_buffer_size():
-            # The client does not read its response. Waiting until it does would keep the file descriptor open.
+            # The client does not read its response. Waiting for the client would keep the file descriptor open.
             self.transport.abort()
             return
         if stage is Stage.IDLE:

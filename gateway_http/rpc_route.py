@@ -144,8 +144,8 @@ class RpcRoute:
         return body
 
     async def _call_service(self, decoded: DecodedRequest, actor: Actor, request: Request, until: float = NEVER) -> Any:
-        # `until` is the deadline that the client requested, in seconds of the event loop's clock. The earlier one of it
-        # and the method's own deadline applies.
+        # `until` is the deadline that the client requested, in seconds of the event loop's clock. The earlier of
+        # `until` and the method's own deadline applies.
         deadline = min(until, asyncio.get_running_loop().time() + self._deadline_s)
         agent = bounded_user_agent(request.headers.get(b"user-agent", b"").decode("latin-1"))
         ids = request.request_id, request.traceparent

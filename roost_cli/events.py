@@ -387,8 +387,8 @@ async def _replay_running(mesh: target.MeshTarget, time_ms: int) -> int:
 
 
 async def _ignore_batch(_: Batch) -> None:
-    """Does nothing. The consumer of a replay needs a handler, but it only moves the offset of its group and receives no
-    batches."""
+    """Does nothing. The consumer of a replay needs a handler, but this consumer only moves the offset of its group and
+    receives no batches."""
 
 
 def _no_group(group: str, known: Sequence[str]) -> CommandError:

@@ -44,8 +44,8 @@ class RunFile:
     checkout: str = ""
     # Address of the ops port; "" in files of older versions.
     ops: str = ""
-    # The start time of the process, which `write` sets; "" in files of older versions. If it differs from that of the
-    # process with the id `pid`, the mesh has ended and its process id was reused.
+    # The start time of the process, which `write` sets; "" in files of older versions. If this differs from the start
+    # time of the process with the id `pid`, the mesh has ended and its process id was reused.
     birth: str = field(default="", compare=False)
 
 

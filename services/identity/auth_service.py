@@ -136,7 +136,7 @@ class AuthService(AuthServiceServicer):
             account = await self._reactivate(account)
         session, refresh_token, digest = await self._tokens.new_session(account.user_id)
         # The access token is signed before the session is stored. If the account is suspended between the two steps,
-        # the suspension also revokes this token, because it revokes all tokens that were issued before it.
+        # the suspension also revokes this token, because a suspension revokes all tokens that were issued before it.
         access_token = self._tokens.access_token(account, session.session_id)
         if not await self._sessions.open(session, digest, login.credential):
             raise _wrong_credentials()

@@ -202,8 +202,8 @@ class Settings(BaseSettings):
     # Addresses to listen on for HTTP and for gRPC, as host:port. Port 0 is a free port that the system chooses.
     http_address: str = "127.0.0.1:8080"
     grpc_address: str = "127.0.0.1:50051"
-    # Address of the ops port, as host:port. By default the port is a free one, so that several processes can run on one
-    # machine; the process prints it when it is ready.
+    # Address of the ops port, as host:port. By default the operating system chooses a free port, so that several
+    # processes can run on one machine; the process prints the port when it is ready.
     ops_address: str = "127.0.0.1:0"
 
     # The settings from here to `worker_id` apply to the cluster backend only. The namespace is the prefix of the names
@@ -219,14 +219,14 @@ class Settings(BaseSettings):
     cassandra_username: str = ""
     cassandra_password: str = Field(default="", repr=False)
     cassandra_replication: int = Field(default=1, ge=1, le=7)
-    # If true, a process applies missing migrations of Cassandra when it starts. If false, it refuses to start while
-    # migrations are missing: run `roost migrate` before you start a new release.
+    # If true, a process applies missing migrations of Cassandra when it starts. If false, the process refuses to start
+    # while migrations are missing: run `roost migrate` before you start a new release.
     migrate_at_start: bool = True
     # URL of one Redis server, of the Sentinels of a master, or of a Redis Cluster; `platform/redis/url.py` describes
     # the forms.
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
-    # Timeout in seconds of connecting to Redis and of each command. If it expires, a call continues without Redis:
-    # slower, but with the same result.
+    # Timeout in seconds of connecting to Redis and of each command. If the timeout expires, a call continues without
+    # Redis: slower, but with the same result.
     redis_timeout_s: float = Field(default=0.2, ge=0.05, le=5.0)
     # Addresses of some Kafka brokers, as host:port, comma-separated.
     kafka_bootstrap_servers: str = "127.0.0.1:9092"
@@ -315,8 +315,8 @@ class Settings(BaseSettings):
     # Log-ins per minute for each client address. A log-in takes 240 ms of one core. All users of an office may log in
     # from one address.
     logins_per_minute: int = Field(default=100, ge=1, le=MAX_COUNT)
-    # Sign-ups per hour for each client address, failed attempts included. It is enough for a household or an office; to
-    # create accounts in bulk, one needs many addresses.
+    # Sign-ups per hour for each client address, failed attempts included. The limit is enough for a household or an
+    # office; to create accounts in bulk, an attacker needs many addresses.
     sign_ups_per_hour: int = Field(default=30, ge=1, le=MAX_COUNT)
     # Searches per minute: enough for clients that search on every keystroke.
     searches_per_minute: int = Field(default=300, ge=1, le=MAX_COUNT)

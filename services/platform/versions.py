@@ -118,7 +118,7 @@ class MemoryVersions(Versions):
     """
 
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
-        # The number of changes; a stamp is a value of it.
+        # The number of changes. A stamp is the number of changes at one time.
         self.now = 1
         # A value that was stamped before this number counts as changed, because changes since then may be evicted.
         self._begun = 0

@@ -82,7 +82,7 @@ class BestMatches:
         hashtags: Sequence[str],
     ) -> list[Hit]:
         """Reads the two lists (by time and by text score) of each query in `boosted`, and returns their hits together
-        with those of `newest` and `best`, the two lists of `query`."""
+        with the hits of `newest` and `best`, the two lists of `query`."""
         more_newest, more_best = await asyncio.gather(
             asyncio.gather(*(self._index.newest(Collection.TWEETS, part, below, MATCHES_PER_LIST) for part in boosted)),
             asyncio.gather(*(self._index.best(part, below, MATCHES_PER_LIST, hashtags) for part in boosted)),
@@ -112,8 +112,8 @@ class BestMatches:
 def _boosted_parts(
     query: Query, followees: AbstractCollection[int], hashtags: Sequence[str], trending: AbstractCollection[int]
 ) -> list[Query]:
-    """Returns up to three queries that each match those matches of `query` that get one of the boosts: tweets by
-    followed authors, tweets with one of the hashtags, and trending tweets."""
+    """Returns up to three queries, one for each boost: tweets by followed authors, tweets with one of the hashtags, and
+    trending tweets. Each query matches the matches of `query` that get this boost."""
     parts = []
     if followees:
         parts.append(query._replace(any_exact=tuple(map(author_term, followees))))

@@ -253,7 +253,8 @@ def _new_core(
     parent: tweet_pb2.TweetCore | None,
     quoted: tweet_pb2.TweetCore | None,
 ) -> tuple[tweet_pb2.TweetCore, int]:
-    """Returns the TweetCore of a new tweet and its conversation id: that of the parent for a reply, else `tweet_id`."""
+    """Returns the TweetCore of a new tweet and its conversation id: for a reply the conversation id of the parent,
+    otherwise `tweet_id`."""
     head = tweet_pb2.TweetHead(id=tweet_id, author_id=author_id)
     conversation_id = tweet_id
     if parent is not None:

@@ -34,8 +34,7 @@ class ReactionEntry(NamedTuple):
 
 
 class EngagementStore(Protocol):
-    """Stores likes by tweet and by user, bookmarks by user, and the counts of both by tweet. Methods raise UNAVAILABLE,
-    DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the store cannot answer; a write may be stored all the same."""
+    """Stores likes by tweet and by user, bookmarks by user, and the counts of both by tweet."""
 
     async def like(self, tweet_id: int, user_id: int, event: Record) -> int:
         """Stores the like if it does not exist, with the event's id as its reaction id. Returns the number of likes of

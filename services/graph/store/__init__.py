@@ -62,8 +62,7 @@ class ReclassifiedBatch(NamedTuple):
 
 class EdgeStore(Protocol):
     """Edges between two users. Follows, blocks and mutes of a pair of users are changed together, because a block
-    excludes follows. Methods raise UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the store cannot answer; a
-    write may be stored all the same."""
+    excludes follows."""
 
     async def follow(self, follower_id: int, followee_id: int, change: WriteStamp) -> Outcome:
         """Creates the follow unless it exists. Raises PERMISSION_DENIED (reason BLOCKED) if either user blocks the

@@ -77,8 +77,7 @@ class Rotation(enum.Enum):
 
 
 class AccountStore(Protocol):
-    """Accounts: profile, state, username and e-mail address. Methods raise UNAVAILABLE, DEADLINE_EXCEEDED or
-    RESOURCE_EXHAUSTED if the store cannot answer; a write may be stored all the same."""
+    """Accounts: profile, state, username and e-mail address."""
 
     async def refs(self, ids: Sequence[int]) -> user_service_pb2.BatchGetUserRefsResponse:
         """Returns the user references in the order of `ids`, in a new message; omits unknown ids. References that are

@@ -165,7 +165,8 @@ async def _apply(keyspace: Keyspace, owner: str, migrations: Sequence[str]) -> N
 
 
 async def _applied(keyspace: Keyspace, migrations: Sequence[str]) -> int:
-    """Returns the number of applied migrations. They are applied in order, so these are the first ones of the list.
+    """Returns the number of applied migrations. Migrations are applied in order, so the applied ones are the first of
+    `migrations`.
 
     Raises FAILED_PRECONDITION if a newer release migrated the keyspace, or if an applied migration differs from the one
     in `migrations`.

@@ -167,8 +167,8 @@ async def connect(endpoint: Endpoint, read_timeout_s: float) -> RedisConnection:
                 _, connection = await loop.create_connection(
                     lambda: RedisConnection(read_timeout_s), endpoint.host, endpoint.port, ssl=context
                 )
-        # For these commands the connection's own read timeout applies: it does not expire if the reply arrived in time
-        # and only this process was slow.
+        # For these commands the connection's own read timeout applies: this timeout does not expire if the reply
+        # arrived in time and only this process was slow.
         await _authenticate(connection, endpoint)
     except (OSError, TimeoutError) as error:
         if connection is not None:

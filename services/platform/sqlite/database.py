@@ -113,7 +113,7 @@ class Database:
         try:
             with contextlib.closing(_connect(self._path, "rw")) as connection:
                 # PASSIVE copies most of the write-ahead log into the file without blocking writers, so that little is
-                # left for TRUNCATE, which blocks them.
+                # left for TRUNCATE, which blocks writers.
                 for mode in ("PASSIVE", "TRUNCATE"):
                     (busy, _, _) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
         except sqlite3.Error as error:

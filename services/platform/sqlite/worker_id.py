@@ -68,8 +68,8 @@ class FileLease:
 
     def _reserve(self, ms: int) -> int:
         # The write takes some microseconds, and its effect remains if the process dies. The fsync runs in a thread, and
-        # minting does not wait for it: it is needed only if the power fails before it ends and the machine then starts
-        # within a second with a clock that was set back.
+        # minting does not wait for it: the fsync matters only if the power fails before the fsync ends and the machine
+        # then starts within a second with a clock that was set back.
         self._write(ms + RESERVE_MS)
         return ms + RESERVE_MS
 

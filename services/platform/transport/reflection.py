@@ -71,7 +71,8 @@ async def _bounded(questions: Any) -> AsyncIterator[Any]:
 
 
 def _add_v1(pool: descriptor_pool.DescriptorPool) -> None:
-    """Adds the descriptor file of v1 to the pool. It is made from that of v1alpha by replacing the package name.
+    """Adds the descriptor file of v1 to the pool. The file is made from the descriptor file of v1alpha by replacing the
+    package name.
 
     No Python package contains the file of v1.
     """

@@ -47,7 +47,8 @@ class Reply:
         self.set_trailing_metadata(())
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        # A servicer may forward the trailing metadata of another call, with the request id of that call: it is dropped.
+        # A servicer may forward the trailing metadata of another call, with the request id of that call: that request
+        # id is dropped.
         rest = (pair for pair in trailing_metadata if pair[0] != REQUEST_ID_KEY)
         self._sent: tuple[tuple[str, str | bytes], ...] = ((REQUEST_ID_KEY, self.request_id), *rest)
         self._context.set_trailing_metadata(self._sent)

@@ -1,5 +1,5 @@
-"""The storage port of home timelines: lists of tweet ids, each complete above its floor. A store may lose any of them;
-the next read then builds it."""
+"""The storage port of home timelines: tweet ids, complete above the floor of the home timeline. A store may lose a home
+timeline at any time; the next read then builds it."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 list entries, counts and event together or not at all.
 
 A read returns the effect of every write that completed before it began. A tweet is hidden if its author deleted it or a
-moderator removed it, otherwise it is live. Methods raise UNAVAILABLE if the store cannot serve now; nothing was stored
-then.
+moderator removed it, otherwise it is live. Methods raise UNAVAILABLE if the store cannot answer now, DEADLINE_EXCEEDED
+if the deadline of the call passes, and RESOURCE_EXHAUSTED if too many calls wait for the store. After such an error a
+write may be stored on Cassandra, but not on SQLite.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ class Retweeter(NamedTuple):
 
 
 class TweetStore(Protocol):
-    """Stores tweets by id. Methods raise UNAVAILABLE, DEADLINE_EXCEEDED or RESOURCE_EXHAUSTED if the store cannot
-    answer; a write may be stored all the same."""
+    """Stores tweets by id."""
 
     async def create(self, core: tweet_pb2.TweetCore, conversation_id: int, event: Record, claim: Claim | None) -> int:
         """Stores a new tweet and returns its id. `claim` is None if the request has no idempotency key.

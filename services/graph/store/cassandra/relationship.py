@@ -168,7 +168,7 @@ class EdgeChange(NamedTuple):
             if kind == EdgeType.FOLLOW and before:
                 statements.append((schema.DROP_FOLLOWER, (stamp, target, before.bucket, before.at_ms, source)))
             if kind == EdgeType.FOLLOW and before and not after:
-                # If the follow was excluded from the counts, its exclusion is deleted with it.
+                # If the follow was excluded from the counts, its exclusion is deleted with the follow.
                 statements.append((schema.COUNT_AGAIN, (stamp, source, FOLLOWING, target)))
                 statements.append((schema.COUNT_AGAIN, (stamp, target, FOLLOWERS, source)))
             if kind == EdgeType.FOLLOW and after:

@@ -155,7 +155,7 @@ class TierRows:
         raise errors.unavailable("too many concurrent changes of this user's tier: retry later")
 
     async def _is_applied(self, user_id: int, event_id: int) -> bool:
-        """Returns whether the row's last change is the one with this event id, by a serial read."""
+        """Reads the row serially, and returns whether its last change has this event id."""
         rows = await self._keyspace.read_serial(schema.TIER_ROW, user_id % SHARDS, user_id)
         return bool(rows) and rows[0][3] == event_id
 

@@ -88,8 +88,9 @@ class Purger:
                 await self._keyspace.write(cql.DROP_DEACTIVATION, day, at_s, user_id)
             return False
         account = login.account
-        # One version later and without a credential, an earlier purge was interrupted. With one, this deactivation failed
-        # because of a concurrent change, and was repeated: the account is listed again, with the repeat's time.
+        # If the account is one version later and has no credential, an earlier purge was interrupted. If it has a
+        # credential, this deactivation failed because of a concurrent change and was repeated: the account is listed
+        # again, with the time of the repeat.
         is_interrupted = account.version == version + 1 and login.credential.scheme == Scheme.NONE
         due = account.state == user_pb2.USER_STATE_DEACTIVATED and (account.version == version or is_interrupted)
         if due and not await self._erase(account, version, await purged(user_id, at_s)):
@@ -101,8 +102,8 @@ class Purger:
         """Erases an account whose deactivation has the given version, and publishes `record`. Returns False if another
         process changes the account now.
 
-        First makes the account useless, then frees its names, and last removes them from the account: a purge that was
-        interrupted still finds them there.
+        First removes the credential, then frees the username and the e-mail address, and last removes both from the
+        account: if this purge is interrupted, the next purge still finds both in the account.
         """
         user_id = account.user_id
         if account.version == version:

@@ -180,7 +180,7 @@ class InterceptedMethod:
             return errors.from_rpc(error)
         if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.CANCELLED:
             # A stopping server answers CANCELLED to calls that it has not started. The caller of this method has not
-            # cancelled it: that would raise asyncio.CancelledError here.
+            # cancelled the call: then asyncio.CancelledError would be raised here.
             return errors.unavailable("a service that this call needs is stopping: retry later")
         return unexpected_error(error, self.method.path, call.request_id)
 

@@ -256,7 +256,7 @@ def _write_state(folder: Path, number: int, position: int) -> None:
 
 
 def _remove_others(folder: Path, number: int) -> None:
-    """Deletes the folders of all generations except `number`: those of builds that were discarded or whose process
+    """Deletes the folders of all generations except `number`: generations whose builds were discarded or whose process
     died. Deletes files and links with the name of a generation too, because they would block a later build."""
     for path in folder.iterdir():
         if path.name == str(number):

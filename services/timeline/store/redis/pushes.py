@@ -84,8 +84,9 @@ class HomePushes:
         return accepted
 
     async def _trim(self, node: Node, long: Sequence[int], due: bool) -> None:
-        """Queues the lists of the users `long` of more than `trim_above - soon` elements. Trims all queued lists of the
-        server if there are at least BATCH, or if `due`: one of them has more than `trim_above` elements."""
+        """Queues the lists of the users `long`, which have more than `trim_above - soon` elements. Trims all queued
+        lists of the server if at least BATCH are queued, or if `due` is true: a queued list has more than `trim_above`
+        elements."""
         queued = self._trim_queue.setdefault(node, set())
         queued.update(long)
         if due or len(queued) >= BATCH:

@@ -83,7 +83,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         self._redis = redis
         self._limits = limits or ListLimits()
         # The first part of the tokens of this process's builds. This process may supersede its own builds at once,
-        # those of other processes only after OTHERS_BUILD_MS milliseconds.
+        # builds of other processes only after OTHERS_BUILD_MS milliseconds.
         self._name = secrets.token_hex(8)
         self._serial = count(1)
         self._pushes = HomePushes(redis, self._limits)
@@ -191,7 +191,8 @@ class RedisHomeTimelines(HomeTimelineStore):
         """Does nothing: the connections belong to the process's backends, which close them."""
 
     async def _still_open(self, connection: RedisConnection, build: BuildMarker) -> bool:
-        """Watches marker and list. Returns whether they are still those of the build, and the list was not trimmed."""
+        """Watches the marker and the list. Returns whether both still belong to the build and the list was not
+        trimmed."""
         marker, homes = marker_key(build.user_id), list_key(build.user_id)
         looking = command("WATCH", marker, homes) + command("GET", marker) + command("LINDEX", homes, -1)
         _, stored, last = await self._execute(connection, looking, 3)
@@ -217,7 +218,7 @@ class RedisHomeTimelines(HomeTimelineStore):
         return None if done is None else decode_home(warm, done[-1], self._limits)
 
     def _is_of_other_process(self, marker: bytes | None) -> bool:
-        """Returns whether the marker is that of an open build of another process."""
+        """Returns whether the marker belongs to an open build of another process."""
         return marker is not None and marker.startswith(b"B ") and not marker.startswith(f"B {self._name}.".encode())
 
     def _node(self, user_id: int) -> Node:

@@ -51,6 +51,7 @@ def _trim_command(user_id: int, tail: Sequence[bytes] | ReplyError, limits: List
     # Big-endian bytes compare like the ids.
     if max(tail[limits.reserve :]) > max(tail[: limits.reserve]):
         # The list is in the order of the appends, so an id appended late can be among the last elements although it is
-        # newer than ids that stay. LTRIM would remove it, so the list is deleted and the next read builds it.
+        # newer than ids that stay. LTRIM would remove this id, so the list is deleted, and the next read builds the
+        # home timeline.
         return encode_deletes((user_id,))
     return command("LTRIM", list_key(user_id), 0, limits.keep - 1)

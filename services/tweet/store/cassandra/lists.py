@@ -146,8 +146,8 @@ class CassandraTweetLists:
         return {author_id: count for author_id, count in counts.items() if count}
 
     async def _months(self, author_ids: Iterable[int], bound: int) -> dict[int, list[int]]:
-        """Returns for each author the months up to that of the id `bound` in which the author has tweets, newest first.
-        Leaves out authors without any."""
+        """Returns for each author the months in which the author has tweets, up to the month of the id `bound`, newest
+        first. Leaves out authors without such months."""
         authors = list(author_ids)
         last = cql.month_of(bound)
         answers = await self._keyspace.read_each(cql.MONTHS, [(author_id, last, MAX_MONTHS) for author_id in authors])

@@ -53,8 +53,8 @@ class Purger:
         known = (await self._writer.read_stored((tweet_id,))).get(tweet_id)
         purged = 0
         if known is not None:
-            # Two concurrent deletions list the tweet twice. Its row has the later time, and it is purged by the later
-            # entry.
+            # Two concurrent deletions list the tweet twice. The row of the tweet has the later time, so the tweet is
+            # purged when the later entry is read.
             if known.hidden != cql.DELETED or known.hidden_at_s >= before_s:
                 return 0
             purged = await self._purge_retweets(tweet_id, remaining)
@@ -79,7 +79,7 @@ class Purger:
 
     async def _drop(self, known: Stored) -> None:
         """Deletes all rows of one tweet. The row in `tweets_by_id` is deleted after the claim and the revisions: if
-        this purge is interrupted, the next purge finds the rest of them by this row."""
+        this purge is interrupted, the next purge finds by this row what is left of both."""
         head = known.head
         if head.retweet_of_id:
             await self._writer.release_retweet_claim(known)

@@ -68,7 +68,7 @@ class BatchWriter:
         self._outbox = outbox
         self._known_buckets: GenerationalCache[Statement, bool] = GenerationalCache(KNOWN_BUCKETS)
         # Creations in progress by author, claims and body; at most one per call in progress. An identical call awaits
-        # the first one's task.
+        # the task of the first call.
         self._attempts: dict[Hashable, asyncio.Task[int]] = {}
 
     async def commit(self, steps: Sequence[Statement], event: Record, head: tweet_pb2.TweetHead) -> None:

@@ -255,8 +255,8 @@ def set_absent(connection: sqlite3.Connection, tweet_ids: Sequence[int], absent:
 
 
 def _count_links(connection: sqlite3.Connection, link: _Link, change: int) -> None:
-    """Adds a tweet to the counts of the tweets to which it refers (`change` is 1), or subtracts it (`change` is -1).
-    Counts do not include a tweet of an absent author."""
+    """Adds a tweet to the counts of the tweets to which it refers (`change` is 1), or subtracts the tweet (`change` is
+    -1). Counts do not include a tweet of an absent author."""
     if not link.targets():
         return
     if change > 0 and is_absent(connection, link.author_id):
