@@ -26,9 +26,10 @@ from services.graph import server as graph_server
 from services.platform.config import Settings
 from services.platform.events import outbox
 from services.platform.kafka.consumer import KafkaConsumer
+from services.platform.kafka.event_log import KafkaLog
 from services.platform.process import Process, Wire
 from services.platform.rpc.context import Actor, Call, current_call
-from services.platform.sqlite.event_log import EmbeddedConsumer
+from services.platform.sqlite.event_log import EmbeddedConsumer, EmbeddedLog
 from services.platform.transport.message_guard import MutationGuard
 from services.shared import absences
 from services.tweet import server as tweet_server
@@ -242,11 +243,15 @@ class Mesh:
             while (await self.fanout.GetFanoutLag(fanout_service_pb2.GetFanoutLagRequest())).events:
                 await asyncio.sleep(0.005)
 
+    def event_log(self) -> EmbeddedLog | KafkaLog:
+        """Returns the event log of the process, with its running consumers by group."""
+        workers = self.process.services["graph"].workers
+        return next(worker._log for worker in workers if isinstance(worker, EmbeddedConsumer | KafkaConsumer))
+
     async def absences_counted(self) -> None:
         """Waits until the counts of follows, likes and replies exclude the users who are suspended or deactivated, and
         include those who are back."""
-        workers = self.process.services["graph"].workers
-        log = next(worker._log for worker in workers if isinstance(worker, EmbeddedConsumer | KafkaConsumer))
+        log = self.event_log()
         consumers = [log.running[group] for group in ABSENCE_GROUPS]
         async with asyncio.timeout(SETTLE_WITHIN_S):
             # In the order in which events move on, so that one that moves meanwhile is not missed.

@@ -12,8 +12,9 @@ from roost.fanout.v1 import fanout_service_pb2 as fanout
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
+from services.engagement import server as engagement_server
 from tests.conftest import SETTLE_WITHIN_S
-from tests.functional.conftest import Person, Web, module_mesh, open_web
+from tests.functional.conftest import PASSWORD, Person, Web, module_mesh, open_web
 
 HOME = "/v1/timelines/home"
 MARGIN_S = 0.1
@@ -98,6 +99,29 @@ async def test_home_counts_and_flags_show_on_next_read(shared_quick: Web) -> Non
     await home.act("POST", f"/v1/tweets/{home.tweet_id}/retweets", home.bob, json={})
     shown = {tweet["id"]: tweet for tweet in await home.read()}
     assert (shown[home.tweet_id]["metrics"]["retweets"], shown[home.tweet_id]["viewer"]["retweeted"]) == (1, True)
+
+
+async def test_home_shows_own_like_after_return_of_its_reader(shared_quick: Web) -> None:
+    home = await Home.open(shared_quick)
+    mesh, tweet = shared_quick.mesh, f"/v1/tweets/{home.tweet_id}"
+    await home.act("POST", f"{tweet}/likes", home.bob, json={})
+    await home.act("POST", f"{tweet}/retweets", home.cyd, json={})
+    await home.act("DELETE", "/v1/users/me", home.bob)
+    await mesh.absences_counted()
+    absences = mesh.event_log().running[engagement_server.ABSENCES]
+    absences.pause()
+    try:
+        login = {"username": home.bob.username, "password": PASSWORD, "reactivate": True}
+        answer = await shared_quick.client.post("/v1/auth/login", json=login)
+        home.bob.token = answer.json()["access_token"]
+        # Counts do not include the like yet.
+        assert [shown["metrics"]["likes"] for shown in await home.read()] == [0]
+    finally:
+        absences.resume()
+    await mesh.absences_counted()
+    # Another reader leaves the tweet with its new count in the cache.
+    assert (await shared_quick.call("GET", tweet, home.cyd)).json()["metrics"]["likes"] == 1
+    assert [(shown["metrics"]["likes"], shown["viewer"]["liked"]) for shown in await home.read()] == [(1, True)]
 
 
 async def test_home_shows_edits_renames_and_deletes(shared_quick: Web) -> None:

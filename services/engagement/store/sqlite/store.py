@@ -115,13 +115,17 @@ class _Outcome(NamedTuple):
 
 
 class _Recounted(NamedTuple):
-    """Rows of (tweet id, likes, bookmarks) of the tweets whose counts a transaction changed."""
+    """Rows of (tweet id, likes, bookmarks) of the tweets whose counts a transaction changed, and the user whose likes it
+    excluded or included."""
 
     rows: Sequence[tuple[int, int, int]]
+    user_id: int
 
     def version_keys(self) -> list[int]:
         """Implements Change."""
-        return [key_of(Kind.REACTION_COUNTS, tweet_id) for tweet_id, _, _ in self.rows]
+        # `BatchGetCounts` returns no reactions of the user to tweets without counts, so these change too.
+        keys = [key_of(Kind.REACTION_COUNTS, tweet_id) for tweet_id, _, _ in self.rows]
+        return [*keys, key_of(Kind.REACTIONS, self.user_id)] if keys else []
 
 
 class SqliteEngagementStore:
@@ -300,7 +304,7 @@ def _recount(connection: sqlite3.Connection, user_id: int, tweet_ids: Sequence[i
         if connection.execute(_UNCOUNT if absent else _RECOUNT, (user_id, tweet_id)).rowcount:
             statement, values = (_COUNT_DOWN, (1, 0, tweet_id)) if absent else (_COUNT_UP, (tweet_id, 1, 0))
             changed.append((tweet_id, *connection.execute(statement, values).fetchone()))
-    return _Recounted(changed)
+    return _Recounted(changed, user_id)
 
 
 def _unchanged(connection: sqlite3.Connection, tweet_id: int, user_id: int) -> _Outcome:
