@@ -132,7 +132,8 @@ async def faults_of(
 
 
 async def replay_all(channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress) -> None:
-    """Makes fan-out read the event log again from its first event, and prints the number of events."""
+    """Makes fan-out read the event log again from its first event, and prints the number of events. Raises AioRpcError
+    or CommandError as `with_retries` does."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     request = fanout_service_pb2.ReplayFanoutRequest(offset=0)
     answer = await with_retries(lambda: stub.ReplayFanout(request, metadata=operator, timeout=deadline_s(REPLAY)))
@@ -143,7 +144,7 @@ async def wait_for_fanout(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, shown: progress.Progress, wait_s: float = LAG_WAIT_S
 ) -> bool:
     """Waits until fan-out has no lag. If fan-out is paused, or has a lag after `wait_s` seconds, prints a message and
-    returns False."""
+    returns False. Raises AioRpcError or CommandError as `with_retries` does."""
     stub = fanout_service_pb2_grpc.FanoutServiceStub(channel)
     loop = asyncio.get_running_loop()
     until = loop.time() + wait_s
@@ -196,7 +197,8 @@ async def scan_tweets(
     channel: grpc_lib.aio.Channel, operator: connection.Metadata, truth: ServiceData, advance: progress.Advance
 ) -> None:
     """Reads the tweets whose ids are greater than those in `truth`, and adds them to `truth`. Calls `advance` with the
-    number of tweets of each message."""
+    number of tweets of each message. Raises AioRpcError if the scan fails; the tweets received before stay in
+    `truth`."""
     stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
     request = tweet_service_pb2.ScanTweetsRequest(after_id=truth.newest)
     async for page in stub.ScanTweets(request, metadata=operator, timeout=deadline_s(SCAN_TWEETS)):
@@ -207,7 +209,8 @@ async def scan_tweets(
 
 class Auditor:
     """Reads each home timeline with an access token of its user, and compares it with the home timeline computed from
-    `truth`: the users, edges and tweets that the services returned to a scan."""
+    `truth`: the users, edges and tweets that the services returned to a scan. Methods raise AioRpcError or CommandError
+    if a call fails."""
 
     def __init__(
         self,

@@ -127,8 +127,8 @@ class VisibilityStore(Protocol):
         """
 
     async def relation_version(self, user_id: int) -> int:
-        """Returns the user's relation version. It changes with every change to an edge of the user, except mutes by
-        others. Compare versions for equality only: they are not ordered."""
+        """Returns the user's relation version. The version changes with every change to an edge of the user, except
+        mutes by others. Compare versions for equality only: they are not ordered."""
 
 
 class CountStore(Protocol):

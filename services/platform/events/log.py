@@ -141,10 +141,10 @@ class EventLog(Protocol):
     ) -> Consumer:
         """Returns a consumer of these topics, not started yet. Raises ValueError if `max_batch` is not 1..MAX_BATCH.
 
-        `apply` gets 1 to `max_batch` events in order; calls do not overlap. If it raises a transient error (see
-        `is_transient`), the batch is retried until it succeeds, so an outage loses no event. After another error the
-        batch is split into halves until the failing event is alone; after MAX_TRIES failures this event becomes a dead
-        letter and delivery continues.
+        `apply` gets 1 to `max_batch` events in order; calls do not overlap. If `apply` raises a transient error (see
+        `is_transient`), the batch is retried until `apply` succeeds, so an outage loses no event. After another error
+        the batch is split into halves until the failing event is alone; after MAX_TRIES failures this event becomes a
+        dead letter and delivery continues.
 
         With `broadcast`, every process gets every event. The offset is held in memory only: delivery starts where
         `seek` has moved the consumer, otherwise with the first event that is appended after its start.

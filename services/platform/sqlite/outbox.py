@@ -66,7 +66,7 @@ class Relay:
 
     async def pending(self, topics: Sequence[str]) -> tuple[int, int]:
         """Returns how many events of these topics are in the outbox (counted up to MAX_LAG_COUNTED), and the smallest
-        of their ids (0 if there are none)."""
+        of their ids (0 if there are none). Raises the errors of `Database.read`."""
         bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
         count, oldest = await self.db.read(lambda c: c.execute(_PENDING, bounds).fetchone())
         return count, oldest or 0

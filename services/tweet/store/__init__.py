@@ -99,7 +99,7 @@ class TweetStore(Protocol):
 
     async def scan(self, after_id: int, limit: int) -> list[tweet_pb2.TweetCore]:
         """Returns live and hidden tweets with ids above `after_id`, in ascending order, at most `limit` (≤ MAX_PAGE).
-        If it returns fewer than `limit`, no more exist."""
+        If the result has fewer than `limit`, no more exist."""
 
 
 class TweetLists(Protocol):

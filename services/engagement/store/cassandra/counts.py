@@ -41,7 +41,8 @@ NO_REACTIONS = ReactionCount(0)
 
 
 class ReactionCounter:
-    """Counts reactions. `clock` returns Unix seconds; its times order concurrent counts of one bucket."""
+    """Counts reactions. `clock` returns Unix seconds; its times order concurrent counts of one bucket. Methods raise
+    the errors of Keyspace."""
 
     def __init__(self, keyspace: Keyspace, count_cache: CachedCounts, clock: Callable[[], float]) -> None:
         self._keyspace = keyspace

@@ -51,7 +51,8 @@ class _CountRow(NamedTuple):
 
 
 class FollowCounts:
-    """Counts the rows of following_by_user and followers_by_user. `clock` returns Unix seconds."""
+    """Counts the rows of following_by_user and followers_by_user. `clock` returns Unix seconds. Methods raise the
+    errors of Keyspace."""
 
     def __init__(self, keyspace: Keyspace, clock: Callable[[], float]) -> None:
         self._keyspace = keyspace

@@ -30,7 +30,8 @@ SMALL = 100
 
 
 class PopularUsers:
-    """Finds the most followed users of one keyspace. `clock` returns Unix seconds."""
+    """Finds the most followed users of one keyspace. `clock` returns Unix seconds. Methods raise the errors of
+    Keyspace."""
 
     def __init__(self, keyspace: Keyspace, follow_counts: FollowCounts, clock: Callable[[], float]) -> None:
         self._keyspace = keyspace

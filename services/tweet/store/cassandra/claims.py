@@ -74,7 +74,7 @@ def is_unknown(error: errors.RoostError) -> bool:
 
 
 class Claims:
-    """Reads, acquires and releases the claims of all users."""
+    """Reads, acquires and releases the claims of all users. Methods raise the errors of Keyspace."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace

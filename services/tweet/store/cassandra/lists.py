@@ -83,7 +83,7 @@ class CassandraTweetLists:
 
     async def ids_from(self, after_id: int, limit: int) -> list[int]:
         """Returns the smallest ids above `after_id` of live and hidden tweets, in ascending order, at most `limit`. If
-        it returns fewer than `limit`, no more exist."""
+        the result has fewer than `limit` ids, no more exist."""
         found: list[int] = []
         hour = cql.hour_of(after_id)
         while hours := await self._hours(cql.HOURS_UP, hour):

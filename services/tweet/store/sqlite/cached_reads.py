@@ -38,7 +38,7 @@ class CachedReads:
 
     A read keeps a loaded value in memory only if `versions` shows that no row of the value was written meanwhile. A
     writer calls `add` and the `invalidate_…` methods after its commit and before its response, so that later reads
-    return the write.
+    return the write. Reads raise the errors of `Database.read`.
     """
 
     def __init__(self, db: Database, versions: MemoryVersions) -> None:

@@ -57,7 +57,7 @@ _EMAIL = _ClaimTable(
 
 class Claims:
     """Reads, writes and deletes the claims in one keyspace. `clock` returns Unix seconds; `exists` returns whether an
-    account with the given user id exists."""
+    account with the given user id exists. Methods raise the errors of Keyspace."""
 
     def __init__(
         self, keyspace: Keyspace, clock: Callable[[], float], exists: Callable[[int], Awaitable[bool]]

@@ -15,7 +15,7 @@ IDS_PER_READ = 100
 
 
 class AccountReader:
-    """Reads accounts of one keyspace."""
+    """Reads accounts of one keyspace. Methods raise the errors of Keyspace."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._keyspace = keyspace
