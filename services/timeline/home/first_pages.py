@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from services.platform.caching.generational import GenerationalCache
 from services.platform.versions import Versioned, Versions
+from services.shared.hydration.cache import HydratedTweet
 from services.shared.hydration.fill_page import IdBatch
 from services.shared.hydration.readers import ReaderView
 from services.timeline.followees import FolloweeSet
@@ -15,6 +16,11 @@ from services.timeline.store import HomeList
 
 # Pages in each of the two generations: about 1.5 kB each beside the tweets, which all readers share, so 75 MB in all.
 MAX_PAGES = 25_000
+# Maximum number of new ids that are put before a cached page. With more, most of the page is new.
+MAX_NEW_IDS = 8
+# Maximum number of ids of a page that is extended by new ones. The number grows if most new tweets are hidden from the
+# reader.
+MAX_LOOKED_AT = 200
 
 P = TypeVar("P")
 
@@ -39,53 +45,65 @@ class PageSources(NamedTuple):
         )
 
 
-class _Cached(NamedTuple, Generic[P]):
+class FirstPage(NamedTuple, Generic[P]):
+    """A first page, and what it was made of.
+
+    `newest` is the first batch of the home timeline's ids, merged of `sources`; these are None if other authors than the
+    reader were pulled. `ids` are the ids that were looked at, newest first, and `parts` their tweets, hidden ones included.
+    `visible` are those that the reader may see: one more than the page shows, if the page is full. `page` is the caller's
+    own.
+    """
+
     view: ReaderView
     sources: PageSources | None
     newest: IdBatch
+    ids: Sequence[int]
     parts: Sequence[Versioned[Any]]
+    visible: Sequence[HydratedTweet]
     page: P
+
+    def has_sources(self, sources: PageSources | None) -> bool:
+        """Returns whether the page was made of these sources; False if they are None."""
+        return sources is not None and self.sources is not None and sources.same_as(self.sources)
+
+    def new_ids(self, newest: IdBatch) -> Sequence[int] | None:
+        """Returns the ids that `newest` has in addition, if they are all newer than those of this page and at most
+        MAX_NEW_IDS; otherwise None. Also returns None if more than MAX_LOOKED_AT ids were looked at for this page."""
+        ids, known = newest.ids, self.newest.ids
+        if len(self.ids) > MAX_LOOKED_AT:
+            return None
+        for count in range(min(len(ids), MAX_NEW_IDS + 1)):
+            if known and ids[count] == known[0]:
+                rest = ids[count:]
+                return ids[:count] if rest == known[: len(rest)] else None
+        return None
+
+    def followed_by(self, hydrated: Sequence[HydratedTweet], size: int) -> Sequence[HydratedTweet] | None:
+        """Returns the visible tweets, `size` + 1 of them, if the `hydrated` tweets are put before those of this page.
+        Returns None if there are not so many: then older ids must be read."""
+        visible = [*hydrated, *self.visible][: size + 1]
+        return visible if len(visible) > size else None
 
 
 class FirstPages(Generic[P]):
     """Caches one page per reader and page size.
 
     A cached page is true if it would be made of the same ids, for the same view of the reader, from the same versions of
-    the tweets. All three are compared before each use.
+    the tweets. `current` compares the latter two before each use; the caller compares the sources or the ids.
     """
 
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
-        self._pages: GenerationalCache[tuple[int, int], _Cached[P]] = GenerationalCache(MAX_PAGES)
+        self._pages: GenerationalCache[tuple[int, int], FirstPage[P]] = GenerationalCache(MAX_PAGES)
 
-    async def from_sources(self, view: ReaderView, sources: PageSources, size: int) -> P | None:
-        """Returns the cached page of `size` tweets if it is true for the current `view` and was made of the current
-        `sources`; otherwise None. It may still be true then: read the ids, and call `from_ids`."""
+    async def current(self, view: ReaderView, size: int) -> FirstPage[P] | None:
+        """Returns the cached page of `size` tweets if it was made for this view and none of its tweets has changed;
+        otherwise None."""
         cached = self._pages.get((view.reader_id, size))
-        if cached is None or cached.sources is None or not sources.same_as(cached.sources):
+        if cached is None or not cached.view.equals(view) or False in await self._versions.current(cached.parts):
             return None
-        return await self._if_true(cached, view)
+        return cached
 
-    async def from_ids(self, view: ReaderView, newest: IdBatch, size: int) -> P | None:
-        """Returns the cached page of `size` tweets if it is true for the current `view` and the current `newest` ids of
-        the home timeline; otherwise None."""
-        cached = self._pages.get((view.reader_id, size))
-        return None if cached is None or cached.newest != newest else await self._if_true(cached, view)
-
-    def put(
-        self,
-        view: ReaderView,
-        sources: PageSources | None,
-        newest: IdBatch,
-        size: int,
-        parts: Sequence[Versioned[Any]],
-        page: P,
-    ) -> None:
-        """Caches a page that was made of no other ids than `newest`. They were merged of `sources`; None if other authors
-        than the reader were pulled. `parts` are all tweets that were looked at for it, hidden ones included."""
-        self._pages.put((view.reader_id, size), _Cached(view, sources, newest, parts, page))
-
-    async def _if_true(self, cached: _Cached[P], view: ReaderView) -> P | None:
-        if not cached.view.equals(view) or False in await self._versions.current(cached.parts):
-            return None
-        return cached.page
+    def put(self, size: int, page: FirstPage[P]) -> None:
+        """Caches a page of `size` tweets."""
+        self._pages.put((page.view.reader_id, size), page)

@@ -21,7 +21,7 @@ from services.shared.hydration.tweet_page import TweetPage
 from services.timeline.fanout_rules import HYBRID, PULL, FanoutRules, Source
 from services.timeline.followees import FolloweeCache, FolloweeSet
 from services.timeline.home.builder import HomeBuilder
-from services.timeline.home.first_pages import FirstPages, PageSources
+from services.timeline.home.first_pages import FirstPage, FirstPages, PageSources
 from services.timeline.home.rules import HomeRules
 from services.timeline.pull import DescendingMerge, OwnIds, Puller
 from services.timeline.store import HomeList, HomeTimelineStore
@@ -137,12 +137,16 @@ class HomeReader:
 
     async def _first_page(self, snapshot: HomeSnapshot, size: int) -> HomePage:
         view, sources = snapshot.view, snapshot.sources(self._tiers.version)
-        if sources is not None and (known := await self._pages.from_sources(view, sources, size)) is not None:
-            return known
+        cached = await self._pages.current(view, size)
+        if cached is not None and cached.has_sources(sources):
+            return cached.page
         merge = self.merge(snapshot, 0, size + SPARE)
         newest = await anext(merge)
-        if (known := await self._pages.from_ids(view, newest, size)) is not None:
-            return known
+        if cached is not None and not merge.partial:
+            if cached.newest == newest:
+                return cached.page
+            if (extended := await self._extended(cached, snapshot, sources, newest, size)) is not None:
+                return extended
         used: list[Hydrated] = []
 
         async def visible(ids: Sequence[int], limit: int) -> list[HydratedTweet]:
@@ -153,10 +157,41 @@ class HomeReader:
         parts = used[0].parts if len(used) == 1 and not merge.partial else None
         found = _home_page(page, 0, snapshot, merge.partial, parts is not None)
         if parts is not None:
-            # The ids of other pulled authors may change while the sources stay the same.
-            only_own = list(self.pulled(snapshot)) == [snapshot.reader]
-            self._pages.put(view, sources if only_own else None, newest, size, parts, found)
+            ids = newest.ids[: len(parts)]
+            self._remember(snapshot, size, FirstPage(view, sources, newest, ids, parts, used[0].tweets, found))
         return found
+
+    async def _extended(
+        self,
+        cached: FirstPage[HomePage],
+        snapshot: HomeSnapshot,
+        sources: PageSources | None,
+        newest: IdBatch,
+        size: int,
+    ) -> HomePage | None:
+        """Returns the page that begins with the tweets that are newer than those of the cached page: usually one, so
+        nearly all of the page need not be filtered again. Returns None if the ids differ in another way, or if older
+        tweets are needed."""
+        new_ids = cached.new_ids(newest)
+        if new_ids is None:
+            return None
+        hydrated, parts = await self._hydrate(snapshot, new_ids, len(new_ids))
+        visible = cached.followed_by(hydrated, size)
+        if visible is None:
+            return None
+        page = FilledPage(visible[:size], visible[size - 1].id, True)
+        found = _home_page(page, 0, snapshot, False, parts is not None)
+        if parts is not None:
+            # Ids below the last visible tweet are not part of the page any more.
+            ids = [i for i in (*new_ids, *cached.ids) if i >= visible[-1].id]
+            all_parts = (*parts, *cached.parts)[: len(ids)]
+            self._remember(snapshot, size, FirstPage(snapshot.view, sources, newest, ids, all_parts, visible, found))
+        return found
+
+    def _remember(self, snapshot: HomeSnapshot, size: int, page: FirstPage[HomePage]) -> None:
+        # The ids of other pulled authors may change while the sources stay the same.
+        only_own = list(self.pulled(snapshot)) == [snapshot.reader]
+        self._pages.put(size, page if only_own else page._replace(sources=None))
 
     async def visible(self, snapshot: HomeSnapshot, ids: Sequence[int], limit: int) -> list[HydratedTweet]:
         """Hydrates the first `limit` of the ids that the home timeline may show to the reader. Pages and explanations

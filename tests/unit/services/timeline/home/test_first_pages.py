@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from services.platform.versions import Kind, Versioned, VersionPublisher, key_of
-from services.shared.hydration.cache import ReaderFilter, ReaderStates
+from services.shared.hydration.cache import HydratedTweet, ReaderFilter, ReaderStates
 from services.shared.hydration.fill_page import IdBatch
 from services.shared.hydration.readers import ReaderView
 from services.timeline.followees import FolloweeSet
-from services.timeline.home.first_pages import FirstPages, PageSources
+from services.timeline.home.first_pages import MAX_LOOKED_AT, MAX_NEW_IDS, FirstPage, FirstPages, PageSources
 from services.timeline.store import HomeList
 from tests.versions import all_versions
 
@@ -44,14 +44,14 @@ class Read:
         return PageSources(self.home, self.relations, self.own, self.tiers_version)
 
     def put(self, sources: PageSources | None) -> None:
-        self.pages.put(self.view, sources, self.newest, SIZE, (self.part,), PAGE)
+        ids = [TWEET, 40]
+        tweets = [HydratedTweet(i, 2, b"") for i in ids]
+        self.pages.put(SIZE, FirstPage(self.view, sources, self.newest, ids, (self.part,), tweets, PAGE))
 
-    async def found(self) -> tuple[str | None, str | None]:
-        """Returns what the cache has for the sources, and for the ids."""
-        return (
-            await self.pages.from_sources(self.view, self.sources, SIZE),
-            await self.pages.from_ids(self.view, self.newest, SIZE),
-        )
+    async def found(self) -> tuple[bool, bool]:
+        """Returns whether the cache has a true page, and whether it was made of the current sources."""
+        page = await self.pages.current(self.view, SIZE)
+        return page is not None, page is not None and page.has_sources(self.sources)
 
 
 def _edit_tweet(publisher: VersionPublisher) -> None:
@@ -75,12 +75,12 @@ SOURCES: dict[str, Callable[[Read], object]] = {
 
 async def test_first_page_is_found_while_nothing_changes() -> None:
     read = Read()
-    assert await read.found() == (None, None)
+    assert await read.found() == (False, False)
     read.put(read.sources)
-    assert await read.found() == (PAGE, PAGE)
+    assert await read.found() == (True, True)
     read.publisher.changed([key_of(Kind.TWEET, TWEET + 1)])
-    assert await read.found() == (PAGE, PAGE)
-    assert await read.pages.from_ids(read.view, read.newest, SIZE + 1) is None
+    assert await read.found() == (True, True)
+    assert await read.pages.current(read.view, SIZE + 1) is None
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -88,25 +88,64 @@ async def test_first_page_is_not_found_after_change_of_what_it_shows(change: str
     read = Read()
     read.put(read.sources)
     CHANGES[change](read)
-    assert await read.found() == (None, None)
+    assert await read.found() == (False, False)
 
 
 @pytest.mark.parametrize("change", SOURCES)
-async def test_first_page_is_found_by_ids_after_change_of_a_source(change: str) -> None:
+async def test_first_page_has_other_sources_after_change_of_one(change: str) -> None:
     read = Read()
     read.put(read.sources)
     SOURCES[change](read)
-    assert await read.found() == (None, PAGE)
+    assert await read.found() == (True, False)
 
 
-@pytest.mark.parametrize("newest", [IdBatch([60, TWEET, 40], 0), IdBatch([TWEET], 0), IdBatch([TWEET, 40], 40)])
-async def test_first_page_is_not_found_by_other_ids(newest: IdBatch) -> None:
-    read = Read()
-    read.put(read.sources)
-    assert await read.pages.from_ids(read.view, newest, SIZE) is None
-
-
-async def test_first_page_without_sources_is_found_by_ids_only() -> None:
+async def test_first_page_without_sources_has_none() -> None:
     read = Read()
     read.put(None)
-    assert await read.found() == (None, PAGE)
+    assert await read.found() == (True, False)
+    page = await read.pages.current(read.view, SIZE)
+    assert page is not None
+    assert not page.has_sources(None)
+
+
+def page_of(ids: list[int], looked_at: int = 3) -> FirstPage[str]:
+    tweets = [HydratedTweet(i, 2, b"") for i in ids]
+    view = ReaderView(READER, ReaderFilter(), ReaderStates())
+    return FirstPage(view, None, IdBatch(ids, 0), [0] * looked_at, (), tweets, PAGE)
+
+
+@pytest.mark.parametrize(
+    ("newest", "expected"),
+    [
+        ([30, 20, 10], []),
+        ([50, 40, 30, 20], [50, 40]),
+        # The batch reaches less far down than the one of the page.
+        ([40, 30], [40]),
+        # An id appeared or disappeared below the newest one.
+        ([30, 25, 20], None),
+        ([40, 30, 10], None),
+        # The newest id of the page is gone, or too many are new.
+        ([40, 20, 10], None),
+        ([*range(30 + MAX_NEW_IDS, 29, -1)], [*range(30 + MAX_NEW_IDS, 30, -1)]),
+        ([*range(31 + MAX_NEW_IDS, 29, -1)], None),
+        ([], None),
+    ],
+)
+def test_new_ids_are_those_before_an_otherwise_equal_list(newest: list[int], expected: list[int] | None) -> None:
+    assert page_of([30, 20, 10]).new_ids(IdBatch(newest, 0)) == expected
+
+
+def test_new_ids_of_page_with_too_many_ids_or_none_are_unknown() -> None:
+    assert page_of([30], MAX_LOOKED_AT).new_ids(IdBatch([40, 30], 0)) == [40]
+    assert page_of([30], MAX_LOOKED_AT + 1).new_ids(IdBatch([40, 30], 0)) is None
+    assert page_of([]).new_ids(IdBatch([40, 30], 0)) is None
+
+
+def test_followed_by_needs_one_tweet_more_than_the_page_shows() -> None:
+    page = page_of([30, 20, 10])
+    new = [HydratedTweet(40, 2, b"")]
+    found = page.followed_by(new, 2)
+    assert found is not None
+    assert [tweet.id for tweet in found] == [40, 30, 20]
+    assert page.followed_by(new, 4) is None
+    assert page.followed_by((), 2) == page.visible
