@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -14,8 +15,12 @@ from services.platform.events.batch_retry import apply_with_dead_letters
 from services.platform.events.log import Apply, ConsumedEvent, Consumer, DeadLetter, EventLog, Lag, Record
 from services.platform.events.worker_loop import RETRY_FIRST_S, WorkerLoop
 from services.platform.ids.snowflake import wall_clock_ms
+from services.platform.rpc import errors
 from services.platform.sqlite.database import Database
 
+# Seconds after which the offset of an applied batch is stored. A crash applies the events of this time again. A
+# transaction for each batch would cost as much as the append of its events.
+STORE_AFTER_S = 1.0
 SWEEP_EVERY_S = 3_600.0  # Seconds. Retention is in days, so an hourly sweep is enough.
 SWEEP_ROWS = 5_000  # Events deleted per transaction: few, because appends wait until it ends.
 DEAD_LETTERS_KEPT_S = 30 * 24 * 3600  # Seconds: a month, in which operators can redrive them.
@@ -72,6 +77,10 @@ class EmbeddedLog(EventLog):
         self.retry_first_s = retry_first_s
         self.running: dict[str, EmbeddedConsumer] = {}
         db.on_commit(self._wake)
+        self._offsets = WorkerLoop("event-log-offsets", self._store_offsets)
+        self._offsets.start()
+        # Runs while a consumer has an offset that is not stored.
+        self._timer: asyncio.TimerHandle | None = None
         self._sweeper = WorkerLoop("event-log-retention", self._sweep_all)
         self._sweeper.start()
 
@@ -134,7 +143,21 @@ class EmbeddedLog(EventLog):
         await self._sweeper.stop()
         for consumer in list(self.running.values()):
             await consumer.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._offsets.stop()
         await self.db.close()
+
+    def store_offset_soon(self) -> None:
+        """Stores the offsets of all consumers in STORE_AFTER_S seconds."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(STORE_AFTER_S, self._offsets.wake)
+
+    async def _store_offsets(self) -> bool:
+        self._timer = None
+        for consumer in list(self.running.values()):
+            await consumer.store_offset()
+        return False
 
     def _wake(self, committed: Sequence[Any]) -> None:
         # The database calls this method after each commit. `append` does not wake the consumers itself, because its
@@ -180,6 +203,7 @@ class EmbeddedConsumer(Consumer):
         # The number of seeks. If a seek happened while a batch was applied, the offset of the batch must not overwrite
         # the offset that the seek set.
         self._seeks = 0
+        self._has_unstored = False
         self._paused = False
 
     async def start(self) -> None:
@@ -196,6 +220,20 @@ class EmbeddedConsumer(Consumer):
         await self.worker.stop()
         if self._log.running.get(self._group) is self:
             del self._log.running[self._group]
+        # If the store fails, the next process applies the last events once more.
+        with contextlib.suppress(errors.RoostError):
+            await self.store_offset()
+
+    async def store_offset(self) -> None:
+        """Stores the position, if it moved past an applied event since it was stored last. Raises UNAVAILABLE if the disk
+        fails."""
+        if self._has_unstored:
+            self._has_unstored = False
+            try:
+                await self._store(self.position)
+            except BaseException:
+                self._has_unstored = True
+                raise
 
     def pause(self) -> None:
         self._paused = True
@@ -245,10 +283,11 @@ class EmbeddedConsumer(Consumer):
         # head, past the events of other topics.
         full = len(batch) == self._max_batch
         reached = batch[-1].offset if full else head
-        if seeks == self._seeks and batch:
-            await self._store(reached)
         if seeks == self._seeks:
             self.position = reached
+            if batch:
+                self._has_unstored = True
+                self._log.store_offset_soon()
         return full
 
     async def _store_dead_letter(self, event: ConsumedEvent, error: BaseException) -> None:

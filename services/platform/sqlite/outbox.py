@@ -1,11 +1,14 @@
 """The outbox in SQLite: events commit with a service's rows, and a relay appends them to the event log.
 
 The relay appends events to the event log before it deletes them from the outbox: a crash in between repeats events and
-loses none.
+loses none. It deletes them later, those of DELETE_AFTER_S seconds in one transaction, because a transaction for each
+event would cost as much as the write of the event itself.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -13,10 +16,14 @@ from collections.abc import Iterable, Sequence
 from services.platform.events import outbox
 from services.platform.events.log import MAX_LAG_COUNTED, EventLog, Record
 from services.platform.events.worker_loop import WorkerLoop
+from services.platform.rpc import errors
 from services.platform.sqlite.database import Database
 
-# Maximum number of events per append to the event log. A crash between append and delete repeats up to this many.
+# Maximum number of events per append to the event log.
 RELAY_BATCH = 500
+# Seconds for which events may stay in the outbox after they were appended to the event log. A crash repeats the events of
+# this time.
+DELETE_AFTER_S = 1.0
 
 # A service that publishes events must have this script among its migrations.
 OUTBOX_SCHEMA = """
@@ -26,12 +33,12 @@ CREATE TABLE outbox (
 );
 """
 _INSERT = "INSERT INTO outbox (topic, key, event_id, payload, traceparent) VALUES (?, ?, ?, ?, ?)"
-_OLDEST = "SELECT seq, topic, key, event_id, payload, traceparent FROM outbox ORDER BY seq LIMIT ?"
+_OLDEST = "SELECT seq, topic, key, event_id, payload, traceparent FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?"
 # The single writer assigns `seq` in commit order, so no row with a smaller `seq` than one that was read can appear
 # later.
 _DELETE = "DELETE FROM outbox WHERE seq <= ?"
 _PENDING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
-    WHERE topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
+    WHERE seq > ? AND topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
 
 
 def enqueue(connection: sqlite3.Connection, records: Iterable[Record]) -> None:
@@ -49,6 +56,11 @@ class Relay:
         self.log = log
         outbox.register(self)
         self._worker = WorkerLoop("outbox-relay", self._relay_batch)
+        # The last row that is in the event log; 0 if no such row is left in the outbox.
+        self._relayed = 0
+        # Runs while relayed rows are in the outbox; then they are deleted.
+        self._timer: asyncio.TimerHandle | None = None
+        self._deletion_due = False
         db.on_commit(lambda _: self._worker.wake())
 
     async def start(self) -> None:
@@ -58,6 +70,9 @@ class Relay:
     async def stop(self) -> None:
         """Stops after the current batch. To leave no event in the outbox, await `drained` first."""
         await self._worker.stop()
+        # If the store fails, the next process appends the events once more.
+        with contextlib.suppress(errors.RoostError):
+            await self._delete_relayed()
 
     async def drained(self) -> None:
         """Waits until every event that was committed before the call is in the event log. Does not return while the
@@ -67,13 +82,32 @@ class Relay:
     async def pending(self, topics: Sequence[str]) -> tuple[int, int]:
         """Returns how many events of these topics are in the outbox (counted up to MAX_LAG_COUNTED), and the smallest
         of their ids (0 if there are none). Raises the errors of `Database.read`."""
-        bounds = (json.dumps(list(topics)), MAX_LAG_COUNTED)
+        bounds = (self._relayed, json.dumps(list(topics)), MAX_LAG_COUNTED)
         count, oldest = await self.db.read(lambda c: c.execute(_PENDING, bounds).fetchone())
         return count, oldest or 0
 
     async def _relay_batch(self) -> bool:
-        rows = await self.db.read(lambda c: c.execute(_OLDEST, (RELAY_BATCH,)).fetchall())
+        if self._deletion_due:
+            await self._delete_relayed()
+        after = self._relayed
+        rows = await self.db.read(lambda c: c.execute(_OLDEST, (after, RELAY_BATCH)).fetchall())
         if rows:
             await self.log.append([Record(*row[1:]) for row in rows])
-            await self.db.write(lambda c: c.execute(_DELETE, (rows[-1][0],)), quiet=True)
+            self._relayed = rows[-1][0]
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(DELETE_AFTER_S, self._wake_to_delete)
         return len(rows) == RELAY_BATCH
+
+    def _wake_to_delete(self) -> None:
+        self._deletion_due = True
+        self._worker.wake()
+
+    async def _delete_relayed(self) -> None:
+        if self._timer is None:
+            return
+        await self.db.write(lambda c: c.execute(_DELETE, (self._relayed,)), quiet=True)
+        # The next row of an empty table gets the number 1 again. Only the worker, and `stop` after it, call this method:
+        # no row is read between the deletion and this line.
+        self._relayed = 0
+        self._timer.cancel()
+        self._timer, self._deletion_due = None, False

@@ -13,6 +13,7 @@ import pytest
 
 from services.platform.events import log as event_log
 from services.platform.events.log import ConsumedEvent, Record
+from services.platform.rpc import errors
 from services.platform.sqlite import event_log as log_module
 from services.platform.sqlite.event_log import EmbeddedConsumer, EmbeddedLog
 from tests.waiting import WITHIN_S, wait_until, wait_until_async
@@ -268,3 +269,56 @@ async def test_restart_during_append_of_other_topic_delivers_events_appended_whi
     commit_before_next_write_returns(log, monkeypatch)
     await consumer.start()
     await received(sink, [1])
+
+
+async def stored_offset(log: EmbeddedLog) -> int:
+    row = await log.db.read(lambda c: c.execute("SELECT max(event_offset) FROM consumer_offset").fetchone())
+    return int(row[0])
+
+
+async def test_offset_is_stored_after_a_while_and_at_the_stop(
+    log: EmbeddedLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "STORE_AFTER_S", 60.0)
+    consumer = await start(log, sink)
+    await log.append(records(1, 2))
+    await wait_until(lambda: sink.ids == [1, 2] and consumer.position == 2)
+    assert await stored_offset(log) == 0
+    await consumer.stop()
+    assert await stored_offset(log) == 2
+    log._timer.cancel()  # type: ignore[union-attr]
+    log._timer = None
+    monkeypatch.setattr(log_module, "STORE_AFTER_S", 0.01)
+    await consumer.start()
+    await log.append(records(3))
+
+    async def stored() -> bool:
+        return await stored_offset(log) == 3
+
+    await wait_until_async(stored)
+    await consumer.stop()
+
+
+async def test_offset_that_cannot_be_stored_is_stored_later(
+    log: EmbeddedLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_module, "STORE_AFTER_S", 0.01)
+    consumer = await start(log, sink)
+    store, failures = consumer._store, 2
+
+    async def fail(position: int) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise errors.unavailable("full")
+        await store(position)
+
+    monkeypatch.setattr(consumer, "_store", fail)
+    await log.append(records(1))
+
+    async def stored() -> bool:
+        return await stored_offset(log) == 1
+
+    await wait_until_async(stored)
+    assert failures == -1
+    await consumer.stop()

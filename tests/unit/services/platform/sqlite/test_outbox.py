@@ -12,6 +12,7 @@ import pytest
 
 from services.platform.events.log import Record
 from services.platform.rpc import errors
+from services.platform.sqlite import outbox
 from services.platform.sqlite.database import Database
 from services.platform.sqlite.event_log import EmbeddedLog
 from services.platform.sqlite.outbox import OUTBOX_SCHEMA, RELAY_BATCH, Relay, enqueue
@@ -33,6 +34,10 @@ class Mesh:
 
     async def logged(self) -> list[int]:
         return await self.log.db.read(lambda c: [row[0] for row in c.execute("SELECT event_id FROM event ORDER BY 1")])
+
+    async def rows(self) -> int:
+        (count,) = await self.db.read(lambda c: c.execute("SELECT count(*) FROM outbox").fetchone())
+        return int(count)
 
     async def close(self) -> None:
         await self.relay.stop()
@@ -58,7 +63,33 @@ async def test_commit_wakes_relay_and_drained_waits_for_log(mesh: Mesh) -> None:
         async with asyncio.timeout(30):
             await mesh.relay.drained()
         assert await mesh.logged() == list(range(i + 1))
-    assert await mesh.db.read(lambda c: c.execute("SELECT count(*) FROM outbox").fetchone()) == (0,)
+        assert await mesh.relay.pending(["tweet.created"]) == (0, 0)
+
+
+async def test_relayed_rows_are_deleted_and_later_ones_are_relayed(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "DELETE_AFTER_S", 0.01)
+    await mesh.relay.start()
+    for i in range(5):
+        # Each round begins with an empty table, in which the rows are numbered from 1 again.
+        await mesh.post(2 * i, 2 * i + 1)
+        await mesh.relay.drained()
+        assert await mesh.logged() == list(range(2 * i + 2))
+        async with asyncio.timeout(30):
+            while await mesh.rows():
+                await asyncio.sleep(0.01)
+
+
+async def test_relay_stop_deletes_relayed_rows(mesh: Mesh, tmp_path: Path) -> None:
+    await mesh.relay.start()
+    await mesh.post(1, 2)
+    await mesh.relay.drained()
+    await mesh.relay.stop()
+    assert await mesh.rows() == 0
+    # A start afterwards begins with the rows that are left.
+    await mesh.post(3)
+    await mesh.relay.start()
+    await mesh.relay.drained()
+    assert await mesh.logged() == [1, 2, 3]
 
 
 async def test_relay_publishes_events_of_earlier_process_in_order(mesh: Mesh) -> None:
