@@ -13,6 +13,7 @@ from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
 from services.engagement import server as engagement_server
+from services.timeline.followees import FolloweeCache, FolloweeSet
 from tests.conftest import SETTLE_WITHIN_S
 from tests.functional.conftest import PASSWORD, Person, Web, module_mesh, open_web
 
@@ -143,6 +144,23 @@ async def test_home_hides_muted_and_blocked_authors(shared_quick: Web, path: str
     home = await Home.open(shared_quick)
     await home.act("POST", path.format(ann=home.ann.id, bob=home.bob.id), getattr(home, by))
     assert (await shared_quick.call("GET", HOME, home.bob)).json()["tweets"] == []
+
+
+async def test_home_after_unfollow_during_read_hides_author(shared_quick: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = await Home.open(shared_quick)
+    fetch = FolloweeCache.fetch
+
+    async def unfollowing(self: FolloweeCache, user_id: int) -> FolloweeSet:
+        found = await fetch(self, user_id)
+        monkeypatch.undo()
+        await home.act("DELETE", f"/v1/users/{home.ann.id}/follow", home.bob)
+        return found
+
+    # The next read gets the followees again, and then the users whom Bob may not see.
+    await home.act("POST", f"/v1/users/{home.cyd.id}/mute", home.bob)
+    monkeypatch.setattr(FolloweeCache, "fetch", unfollowing)
+    assert (await shared_quick.call("GET", HOME, home.bob)).is_success
+    assert await home.read() == []
 
 
 async def test_home_shows_tweet_of_new_celebrity(shared_quick: Web) -> None:

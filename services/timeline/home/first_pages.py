@@ -55,6 +55,7 @@ class FirstPage(NamedTuple, Generic[P]):
     """
 
     view: ReaderView
+    relations: FolloweeSet
     sources: PageSources | None
     newest: IdBatch
     ids: Sequence[int]
@@ -88,21 +89,22 @@ class FirstPage(NamedTuple, Generic[P]):
 class FirstPages(Generic[P]):
     """Caches one page per reader and page size.
 
-    A cached page is true if it would be made of the same ids, for the same view of the reader, from the same versions of
-    the tweets. `current` compares the latter two before each use; the caller compares the sources or the ids.
+    A cached page is true if it would be made of the same ids, for the same view and the same followees of the reader, from
+    the same versions of the tweets. `current` compares the latter three before each use; the caller compares the sources
+    or the ids. The view alone does not show that the followees are the same: they may change between the loads of both.
     """
 
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
         self._pages: GenerationalCache[tuple[int, int], FirstPage[P]] = GenerationalCache(MAX_PAGES)
 
-    async def current(self, view: ReaderView, size: int) -> FirstPage[P] | None:
-        """Returns the cached page of `size` tweets if it was made for this view and none of its tweets has changed;
-        otherwise None."""
+    async def current(self, view: ReaderView, relations: FolloweeSet, size: int) -> FirstPage[P] | None:
+        """Returns the cached page of `size` tweets if it was made for this view and these followees, and none of its
+        tweets has changed; otherwise None."""
         cached = self._pages.get((view.reader_id, size))
-        if cached is None or not cached.view.equals(view) or False in await self._versions.current(cached.parts):
+        if cached is None or cached.relations is not relations or not cached.view.equals(view):
             return None
-        return cached
+        return None if False in await self._versions.current(cached.parts) else cached
 
     def put(self, size: int, page: FirstPage[P]) -> None:
         """Caches a page of `size` tweets."""

@@ -137,7 +137,7 @@ class HomeReader:
 
     async def _first_page(self, snapshot: HomeSnapshot, size: int) -> HomePage:
         view, sources = snapshot.view, snapshot.sources(self._tiers.version)
-        cached = await self._pages.current(view, size)
+        cached = await self._pages.current(view, snapshot.relations, size)
         if cached is not None and cached.has_sources(sources):
             return cached.page
         merge = self.merge(snapshot, 0, size + SPARE)
@@ -158,7 +158,9 @@ class HomeReader:
         found = _home_page(page, 0, snapshot, merge.partial, parts is not None)
         if parts is not None:
             ids = newest.ids[: len(parts)]
-            self._remember(snapshot, size, FirstPage(view, sources, newest, ids, parts, used[0].tweets, found))
+            self._remember(
+                snapshot, size, FirstPage(view, snapshot.relations, sources, newest, ids, parts, used[0].tweets, found)
+            )
         return found
 
     async def _extended(
@@ -185,7 +187,11 @@ class HomeReader:
             # Ids below the last visible tweet are not part of the page any more.
             ids = [i for i in (*new_ids, *cached.ids) if i >= visible[-1].id]
             all_parts = (*parts, *cached.parts)[: len(ids)]
-            self._remember(snapshot, size, FirstPage(snapshot.view, sources, newest, ids, all_parts, visible, found))
+            self._remember(
+                snapshot,
+                size,
+                FirstPage(snapshot.view, snapshot.relations, sources, newest, ids, all_parts, visible, found),
+            )
         return found
 
     def _remember(self, snapshot: HomeSnapshot, size: int, page: FirstPage[HomePage]) -> None:

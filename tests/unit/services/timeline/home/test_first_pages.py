@@ -46,11 +46,13 @@ class Read:
     def put(self, sources: PageSources | None) -> None:
         ids = [TWEET, 40]
         tweets = [HydratedTweet(i, 2, b"") for i in ids]
-        self.pages.put(SIZE, FirstPage(self.view, sources, self.newest, ids, (self.part,), tweets, PAGE))
+        self.pages.put(
+            SIZE, FirstPage(self.view, self.relations, sources, self.newest, ids, (self.part,), tweets, PAGE)
+        )
 
     async def found(self) -> tuple[bool, bool]:
         """Returns whether the cache has a true page, and whether it was made of the current sources."""
-        page = await self.pages.current(self.view, SIZE)
+        page = await self.pages.current(self.view, self.relations, SIZE)
         return page is not None, page is not None and page.has_sources(self.sources)
 
 
@@ -62,12 +64,12 @@ def _edit_tweet(publisher: VersionPublisher) -> None:
 CHANGES: dict[str, Callable[[Read], object]] = {
     "tweet": lambda read: _edit_tweet(read.publisher),
     "filter": lambda read: setattr(read, "filter", ReaderFilter()),
+    "followees": lambda read: setattr(read, "relations", FolloweeSet([(1, 2)])),
     "viewer states": lambda read: setattr(read, "states", ReaderStates()),
 }
 # Changes after which the sources say nothing, but equal ids still give the same page.
 SOURCES: dict[str, Callable[[Read], object]] = {
     "home": lambda read: setattr(read, "home", HomeList(read.home.ids, 0, 0, "hybrid")),
-    "followees": lambda read: setattr(read, "relations", FolloweeSet([(1, 2)])),
     "own ids": lambda read: setattr(read, "own", array("q", [40])),
     "tiers": lambda read: setattr(read, "tiers_version", 4),
 }
@@ -80,7 +82,7 @@ async def test_first_page_is_found_while_nothing_changes() -> None:
     assert await read.found() == (True, True)
     read.publisher.changed([key_of(Kind.TWEET, TWEET + 1)])
     assert await read.found() == (True, True)
-    assert await read.pages.current(read.view, SIZE + 1) is None
+    assert await read.pages.current(read.view, read.relations, SIZE + 1) is None
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -103,7 +105,7 @@ async def test_first_page_without_sources_has_none() -> None:
     read = Read()
     read.put(None)
     assert await read.found() == (True, False)
-    page = await read.pages.current(read.view, SIZE)
+    page = await read.pages.current(read.view, read.relations, SIZE)
     assert page is not None
     assert not page.has_sources(None)
 
@@ -111,7 +113,7 @@ async def test_first_page_without_sources_has_none() -> None:
 def page_of(ids: list[int], looked_at: int = 3) -> FirstPage[str]:
     tweets = [HydratedTweet(i, 2, b"") for i in ids]
     view = ReaderView(READER, ReaderFilter(), ReaderStates())
-    return FirstPage(view, None, IdBatch(ids, 0), [0] * looked_at, (), tweets, PAGE)
+    return FirstPage(view, FolloweeSet(()), None, IdBatch(ids, 0), [0] * looked_at, (), tweets, PAGE)
 
 
 @pytest.mark.parametrize(
