@@ -11,6 +11,8 @@ import pytest_asyncio
 from roost.fanout.v1 import fanout_service_pb2 as fanout
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as timeline
+from roost.tweet.v1 import tweet_service_pb2 as pb
+from roost.tweet.v1.tweet_service_pb2_grpc import TweetServiceStub
 
 from services.engagement import server as engagement_server
 from services.timeline.followees import FolloweeCache, FolloweeSet
@@ -144,6 +146,35 @@ async def test_home_hides_muted_and_blocked_authors(shared_quick: Web, path: str
     home = await Home.open(shared_quick)
     await home.act("POST", path.format(ann=home.ann.id, bob=home.bob.id), getattr(home, by))
     assert (await shared_quick.call("GET", HOME, home.bob)).json()["tweets"] == []
+
+
+async def test_home_shows_restored_tweet_after_many_new_ones_that_are_hidden(shared_quick: Web) -> None:
+    home = await Home.open(shared_quick)
+    moderation = TweetServiceStub(shared_quick.mesh.process.channel("moderation"))
+    await home.act("POST", f"/v1/users/{home.cyd.id}/follow", home.bob)
+    await home.act("POST", f"/v1/users/{home.cyd.id}/mute", home.bob)
+    first, removed = [await shared_quick.post(home.ann, text) for text in ("first", "removed")]
+    for number in range(4):
+        await shared_quick.post(home.cyd, f"hidden {number}")
+    await moderation.RemoveTweet(pb.RemoveTweetRequest(tweet_id=int(removed), action_id=1))
+    await shared_quick.mesh.settled()
+    await asyncio.sleep(MARGIN_S + 0.05)
+    request = timeline.RebuildHomeTimelineRequest(user_id=int(home.bob.id))
+    await shared_quick.mesh.operator_timelines.RebuildHomeTimeline(request)
+
+    async def newest() -> list[str]:
+        pages = [(await shared_quick.call("GET", f"{HOME}?page_size=1", home.bob)).json() for _ in range(3)]
+        return [page["tweets"][0]["id"] for page in pages]
+
+    assert await newest() == [first] * 3
+    # After these the first batch of ids does not reach down to the shown tweet.
+    for number in range(2):
+        await shared_quick.post(home.cyd, f"hidden too {number}")
+        await shared_quick.mesh.settled()
+        assert await newest() == [first] * 3
+    await moderation.RestoreTweet(pb.RestoreTweetRequest(tweet_id=int(removed), action_id=1))
+    await shared_quick.mesh.settled()
+    assert await newest() == [removed] * 3
 
 
 async def test_home_after_unfollow_during_read_hides_author(shared_quick: Web, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,8 @@ class HomeReader:
             return None
         hydrated, parts = await self._hydrate(snapshot, new_ids, len(new_ids))
         visible = cached.followed_by(hydrated, size)
-        if visible is None:
+        if visible is None or visible[-1].id < newest.next_position:
+            # Ids may have appeared below the frontier of the batch, where it does not show them.
             return None
         page = FilledPage(visible[:size], visible[size - 1].id, True)
         found = _home_page(page, 0, snapshot, False, parts is not None)
