@@ -13,7 +13,7 @@ from roost.options.v1 import options_pb2 as options
 
 from gateway_http.codec.binding import Codec
 from gateway_http.compat import connect
-from gateway_http.compression import MIN_BYTES, accepts_gzip, gzipped
+from gateway_http.compression import MIN_BYTES, accepts_gzip
 from gateway_http.cors import Cors
 from gateway_http.health_routes import Health, Livez, Readyz
 from gateway_http.load import Load
@@ -170,10 +170,10 @@ class Gateway:
 async def _send(request: Request, response: Response, send: Send) -> None:
     headers = [*response.headers, *request.response_headers]
     payload = response.body
-    if response.compressible and len(payload) > MIN_BYTES:
+    if response.gzip is not None and len(payload) > MIN_BYTES:
         accepted = request.headers.get(b"accept-encoding")
         if accepted is not None and accepts_gzip(accepted):
-            payload = gzipped(response.body)
+            payload = response.gzip()
             headers.append((b"content-encoding", b"gzip"))
     if response.status not in BODILESS_STATUSES:
         headers.append((b"content-length", str(len(payload)).encode()))

@@ -206,18 +206,23 @@ def _too_large(max_bytes: int) -> HttpError:
 
 
 class Response:
-    """An HTTP response. The application adds the header content-length. If `compressible` is true, it sends the body
-    gzipped to clients that accept gzip."""
+    """An HTTP response. The application adds the header content-length. If `gzip` is not None, it is a function that
+    returns the gzipped body, which is sent to clients that accept gzip."""
 
-    __slots__ = ("body", "compressible", "headers", "status")
+    __slots__ = ("body", "gzip", "headers", "status")
 
     def __init__(
-        self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, compressible: bool = False
+        self,
+        status: int,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+        *,
+        gzip: Callable[[], bytes] | None = None,
     ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
-        self.compressible = compressible
+        self.gzip = gzip
 
 
 class Route(Protocol):

@@ -166,10 +166,11 @@ class RpcRoute:
             request.response_headers.append(DEPRECATION)
         if not self._is_read:
             return Response(self._status, _WRITE, self._writer.body(answer))
-        payload, tag = self._writer.tagged(answer)
+        written = self._writer.tagged(answer)
+        tag = written.tag
         fixed = _READ_PRIVATE if actor.user_id else _READ_PUBLIC
         return _or_not_modified(
-            request, Response(self._status, (*fixed, (b"etag", tag)), payload, compressible=True), tag
+            request, Response(self._status, (*fixed, (b"etag", tag)), written.body, gzip=written.gzip), tag
         )
 
 

@@ -13,6 +13,8 @@ import asyncio
 import base64
 import dataclasses
 import re
+from collections.abc import Sequence
+from functools import partial
 
 import grpc
 import orjson
@@ -21,6 +23,7 @@ from roost.options.v1 import options_pb2 as options
 from gateway_http import etag
 from gateway_http.codec.binding import Codec, DecodedRequest
 from gateway_http.codec.encoder import PROTOBUF
+from gateway_http.compression import gzipped
 from gateway_http.problem import HttpError, error_headers, to_public_error, with_http_status
 from gateway_http.request import JSON_CONTENT_TYPE, MAX_BODY_BYTES, SECURITY_HEADERS, ClientGoneError, Request, Response
 from gateway_http.router import Binding, bindings
@@ -99,11 +102,14 @@ class ConnectCall(RpcRoute):
         decoded = await self._read(request, actor, is_json)
         answer = await self._call_service(decoded, actor, request, until)
         if is_json:
-            return Response(200, _JSON_HEADERS, self._writer.body(answer), compressible=self._compressible)
+            return self._response(_JSON_HEADERS, self._writer.body(answer))
         # `answer` may be of a wire type, which holds tweets as bytes. The declared response type has the same bytes on
         # the wire, so the gateway sends the tweets without parsing them.
         payload = answer.SerializeToString()
-        return Response(200, _PROTO_HEADERS, payload, compressible=self._compressible)
+        return self._response(_PROTO_HEADERS, payload)
+
+    def _response(self, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> Response:
+        return Response(200, headers, body, gzip=partial(gzipped, body) if self._compressible else None)
 
     async def _read(self, request: Request, actor: Actor, is_json: bool) -> DecodedRequest:
         if request.scope["query_string"]:
