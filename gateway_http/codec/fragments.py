@@ -15,6 +15,12 @@ from services.platform.caching.generational import GenerationalCache
 MAX_YOUNG_FRAGMENTS = 20_000
 
 
+def compact(json: bytes) -> bytes:
+    """Returns a copy of JSON that orjson made, to be cached: orjson leaves at least 4 kB allocated for its result
+    (measured)."""
+    return bytes(memoryview(json))
+
+
 class Fragment(NamedTuple):
     """The JSON of the serialised message `data`, and a digest that is equal for equal JSON."""
 
@@ -42,7 +48,7 @@ class FragmentCache:
         """Returns the JSON of one serialised message."""
         found = self._by_bytes.get(data)
         if found is None:
-            json = self._encode(data)
+            json = compact(self._encode(data))
             found = Fragment(data, orjson.Fragment(json), etag.digest(json))
             self._by_bytes.put(data, found)
         return found

@@ -8,14 +8,16 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from gateway_http import etag
-from gateway_http.codec.fragments import FragmentCache
+from gateway_http.codec.fragments import FragmentCache, compact
 from gateway_http.compression import gzipped
 from services.platform.caching.generational import GenerationalCache
 from services.platform.rpc.by_reference import ByReference
 
-# Maximum number of bytes of JSON in each of the two generations of written pages that services return again: 3,000 pages
+# Maximum number of bytes in each of the two generations of written pages that services return again: 3,000 pages
 # of 15 kB. Their gzipped forms take up to a third more. Beyond it the least recently used pages are written anew.
 MAX_REUSED_BYTES = 48 << 20
+# Number of bytes that an entry takes beside its JSON and the tweets, which other caches hold too (measured).
+_REUSED_ENTRY_BYTES = 800
 
 
 class Written:
@@ -88,7 +90,7 @@ class WireWriter(ResponseWriter):
     def __init__(self, fields: Sequence[WireField]) -> None:
         self._fields = fields
         self._reused: GenerationalCache[int, _Reused] = GenerationalCache(
-            MAX_REUSED_BYTES, lambda reused: len(reused.written.body)
+            MAX_REUSED_BYTES, lambda reused: len(reused.written.body) + _REUSED_ENTRY_BYTES
         )
 
     def body(self, response: Any) -> bytes:
@@ -101,7 +103,8 @@ class WireWriter(ResponseWriter):
             return self._write(response, by_identity=True)
         reused = self._reused.get(id(response))
         if reused is None:
-            reused = _Reused(response, self._write(response, by_identity=True))
+            written = self._write(response, by_identity=True)
+            reused = _Reused(response, Written(compact(written.body), written.tag))
             self._reused.put(id(response), reused)
         return reused.written
 
