@@ -14,8 +14,12 @@ from services.timeline.followees import FolloweeSet
 from services.timeline.pull import OwnIds
 from services.timeline.store import HomeList
 
-# Pages in each of the two generations: about 1.5 kB each beside the tweets, which all readers share, so 75 MB in all.
-MAX_PAGES = 25_000
+# Size of the pages in each of the two generations, in ids of about 100 bytes: at most 400 MB in all, beside the tweets,
+# which all readers share. It is twice that of the cache of followees: a page is not found without its followees there.
+MAX_IDS = 2_000_000
+# Size of a page beside the reader's followees, whom it keeps in memory: 8 bytes for each of 800 ids of the home timeline,
+# and 1.5 kB.
+PAGE_IDS = 80
 # Maximum number of new ids that are put before a cached page. With more, most of the page is new.
 MAX_NEW_IDS = 8
 # Maximum number of ids of a page that is extended by new ones. The number grows if most new tweets are hidden from the
@@ -96,7 +100,9 @@ class FirstPages(Generic[P]):
 
     def __init__(self, versions: Versions) -> None:
         self._versions = versions
-        self._pages: GenerationalCache[tuple[int, int], FirstPage[P]] = GenerationalCache(MAX_PAGES)
+        self._pages: GenerationalCache[tuple[int, int], FirstPage[P]] = GenerationalCache(
+            MAX_IDS, lambda page: PAGE_IDS + len(page.relations.followees)
+        )
 
     async def current(self, view: ReaderView, relations: FolloweeSet, size: int) -> FirstPage[P] | None:
         """Returns the cached page of `size` tweets if it was made for this view and these followees, and none of its

@@ -12,6 +12,7 @@ from services.shared.hydration.cache import HydratedTweet, ReaderFilter, ReaderS
 from services.shared.hydration.fill_page import IdBatch
 from services.shared.hydration.readers import ReaderView
 from services.timeline.followees import FolloweeSet
+from services.timeline.home import first_pages
 from services.timeline.home.first_pages import MAX_LOOKED_AT, MAX_NEW_IDS, FirstPage, FirstPages, PageSources
 from services.timeline.store import HomeList
 from tests.versions import all_versions
@@ -151,3 +152,14 @@ def test_followed_by_needs_one_tweet_more_than_the_page_shows() -> None:
     assert [tweet.id for tweet in found] == [40, 30, 20]
     assert page.followed_by(new, 4) is None
     assert page.followed_by((), 2) == page.visible
+
+
+def test_first_pages_are_bounded_by_the_followees_that_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_pages, "MAX_IDS", 10 * (first_pages.PAGE_IDS + 1_000))
+    pages: FirstPages[str] = FirstPages(all_versions()[0])
+    many = FolloweeSet((1, user_id) for user_id in range(1_000))
+    for reader in range(1, 100):
+        view = ReaderView(reader, ReaderFilter(), ReaderStates())
+        pages.put(SIZE, page_of([30])._replace(view=view, relations=many))
+        assert len(pages._pages) <= 20
+    assert len(pages._pages) >= 10
