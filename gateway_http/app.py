@@ -179,7 +179,7 @@ async def _send(request: Request, response: Response, send: Send) -> None:
         headers.append((b"content-length", str(len(payload)).encode()))
     body = b"" if request.scope["method"] == "HEAD" else payload
     is_in_parts = response.status == 413 and b"expect" not in request.headers
-    send_whole = request.scope.get(SEND_WHOLE)
+    send_whole = request.scope.pop(SEND_WHOLE, None)
     if send_whole is not None and not is_in_parts:
         await send_whole(response.status, headers, body)
         return

@@ -11,7 +11,8 @@ from gateway_http.request import CLOSE, SEND_WHOLE, Headers
 
 
 def offer(cycle: RequestResponseCycle) -> None:
-    """Makes `send_whole` available to the application, in the scope of the request."""
+    """Makes `send_whole` available to the application, in the scope of the request. The application must remove it from
+    the scope: the cycle refers to its scope, and the garbage collector would have to find each request."""
     # The type of the scope names the keys of ASGI only.
     scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]
     scope[SEND_WHOLE] = partial(send_whole, cycle)
@@ -26,7 +27,8 @@ async def send_whole(cycle: RequestResponseCycle, status: int, headers: Headers,
     """
     if cycle.flow.write_paused and not cycle.disconnected:
         await cycle.flow.drain()
-    if cycle.disconnected:
+    # If the client disconnects, uvicorn marks only the last one of pipelined requests as disconnected.
+    if cycle.disconnected or cycle.transport.is_closing():
         return
     cycle.response_started = True
     cycle.waiting_for_100_continue = False

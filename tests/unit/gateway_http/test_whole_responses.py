@@ -27,7 +27,9 @@ class Cycle(SimpleNamespace):
             disconnected=False,
             keep_alive=True,
             default_headers=[(b"date", b"today")],
-            transport=SimpleNamespace(write=self.written.append, close=lambda: self.ended.append("closed")),
+            transport=SimpleNamespace(
+                write=self.written.append, close=lambda: self.ended.append("closed"), is_closing=lambda: False
+            ),
             message_event=SimpleNamespace(set=lambda: self.ended.append("message")),
             on_response=lambda: self.ended.append("response"),
             response_started=False,
@@ -67,6 +69,11 @@ async def test_send_whole_waits_for_slow_client_and_writes_nothing_to_one_that_i
     gone = Cycle(disconnected=True)
     await send(gone, [])
     assert gone.written == []
+    # An earlier one of pipelined requests is not marked as disconnected.
+    pipelined = Cycle()
+    pipelined.transport.is_closing = lambda: True
+    await send(pipelined, [])
+    assert pipelined.written == []
 
 
 @pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb"])
