@@ -12,7 +12,7 @@ import keyword
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,37 +135,25 @@ def write(name: str) -> list[Path]:
 
     Raises Refused if the service cannot be written, OSError if a file cannot be written, and KeyboardInterrupt.
     """
-    texts = {path: _sorted_imports(path, text) for path, text in texts_of(name).items()}
+    texts = texts_of(name)
     before = {path: path.read_text() if path.exists() else None for path in texts}
     try:
         for path, text in texts.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        _sort_imports(texts)
     except BaseException:
         _restore(before)
         raise
     return list(texts)
 
 
-def _sorted_imports(path: Path, text: str) -> str:
-    """Returns the text of a Python file with its imports in ruff's order, which depends on the name of the service."""
-    if path.suffix != ".py":
-        return text
-    sorting = [
-        sys.executable,
-        "-m",
-        "ruff",
-        "check",
-        "--quiet",
-        "--select",
-        "I",
-        "--fix",
-        "--stdin-filename",
-        path,
-        "-",
-    ]
-    done = subprocess.run(sorting, input=text, capture_output=True, text=True, check=True, cwd=ROOT)
-    return done.stdout
+def _sort_imports(paths: Iterable[Path]) -> None:
+    """Sorts the imports of the Python files among these, because their order depends on the name of the service. Raises
+    CalledProcessError if ruff fails."""
+    files = [path for path in paths if path.suffix == ".py"]
+    sorting = [sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", "--select", "I", "--fix", *files]
+    subprocess.run(sorting, check=True, cwd=ROOT)
 
 
 def _restore(before: Mapping[Path, str | None]) -> None:

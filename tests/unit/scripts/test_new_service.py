@@ -26,7 +26,8 @@ COPIED = (
 )
 # Type check and tests take about a minute on a machine with nothing else to do.
 WITHIN_S = 500
-NAME = "notice"
+# Sorts after `platform`, unlike the name in the templates: so the order of their imports must change.
+NAME = "survey"
 # What `docs/add-a-service.md` says of the files that are written.
 NEW_FILES = 17
 CHANGED_FILES = {
@@ -219,13 +220,3 @@ def test_new_service_undo_command_restores_tree(tree: Path) -> None:
     assert undo.startswith("git checkout -- ")
     subprocess.run(undo, shell=True, cwd=tree, check=True)  # noqa: S602
     assert files(tree) == before
-
-
-@pytest.mark.parametrize("name", ["abacus", "zebra"])
-def test_written_imports_are_sorted_whatever_the_name(name: str) -> None:
-    for path, text in new_service.skeleton(name).items():
-        if path.suffix == ".py":
-            sorted_text = new_service._sorted_imports(path, text)
-            assert sorted(sorted_text.split()) == sorted(text.split())
-            check = [sys.executable, "-m", "ruff", "check", "-q", "--select", "I", "--stdin-filename", path, "-"]
-            assert subprocess.run(check, input=sorted_text, text=True, cwd=ROOT, check=False).returncode == 0
