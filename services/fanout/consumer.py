@@ -94,8 +94,9 @@ class Fanout:
         self._progress, self._progress_large = BatchProgress(), BatchProgress()
 
     async def apply(self, events: Sequence[ConsumedEvent]) -> None:
-        """Delivers a batch of events of TOPICS. If the events of one author need more than `quota` entries, appends
-        this author's events to LARGE_TOPIC, so that `apply_large` delivers them to all followers.
+        """Delivers the tweets of a batch of events of TOPICS to the followers of their authors. If the tweets of one
+        author need more than `quota` entries, delivers them to some of the followers only, and appends this author's
+        events to LARGE_TOPIC: `apply_large` then delivers them to all followers.
 
         Raises UNAVAILABLE while the tiers are unknown, and the AioRpcErrors of graph and timeline. The consumer then
         retries the batch; the retry skips the tweets that were already delivered.

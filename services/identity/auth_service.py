@@ -32,6 +32,7 @@ from services.identity.store import (
 )
 from services.identity.token_issuer import TokenIssuer
 from services.identity.user_hydrator import UserHydrator
+from services.platform.auth.tokens import Revocations
 from services.platform.config import Settings
 from services.platform.detached import run_to_completion
 from services.platform.events.records import EventBuilder
@@ -58,7 +59,11 @@ _Context = Any
 
 
 class AuthService(AuthServiceServicer):
-    """Serves sign-up, log-in, sessions and tokens. `clock` returns Unix seconds."""
+    """Serves sign-up, log-in, sessions and tokens. `clock` returns Unix seconds.
+
+    `revocations` are those of this process: it rejects the access tokens of an ended session at once, other processes
+    when they have consumed the event.
+    """
 
     def __init__(
         self,
@@ -69,6 +74,7 @@ class AuthService(AuthServiceServicer):
         tokens: TokenIssuer,
         refresh_tokens: RefreshTokens,
         events: EventBuilder,
+        revocations: Revocations,
         settings: Settings,
         ids: Snowflake,
         cursors: Cursors,
@@ -82,6 +88,7 @@ class AuthService(AuthServiceServicer):
         self._tokens = tokens
         self._refresh_tokens = refresh_tokens
         self._events = events
+        self._revocations = revocations
         self._username_policy = UsernamePolicy(settings.admins)
         self._ids = ids
         self._cursors = cursors
@@ -207,6 +214,8 @@ class AuthService(AuthServiceServicer):
         if not await self._credentials.replace(user_id, checked, new, keep, records):
             # The password was changed after the comparison, so the given password is no longer the current one.
             raise _wrong_current_password()
+        for session in others:
+            self._revocations.revoke_session(session.session_id)
         return pb.ChangePasswordResponse()
 
     async def GetSigningKeys(self, request: pb.GetSigningKeysRequest, context: _Context) -> pb.GetSigningKeysResponse:
@@ -245,7 +254,8 @@ class AuthService(AuthServiceServicer):
 
     async def _end_session(self, user_id: int, session_id: int) -> None:
         revoked = event_pb2.SessionRevoked(user_id=user_id, session_id=session_id)
-        await self._sessions.end(session_id, user_id, [await self._events.record(revoked)])
+        if await self._sessions.end(session_id, user_id, [await self._events.record(revoked)]):
+            self._revocations.revoke_session(session_id)
 
     async def _hydrate_own(self, account: Account) -> user_pb2.User:
         (user,) = await self._hydrator.users(account.user_id, [account])

@@ -16,6 +16,7 @@ from services.identity.store import IdentityStores
 from services.identity.token_issuer import TokenIssuer
 from services.identity.user_hydrator import UserHydrator
 from services.identity.user_service import UserService
+from services.platform.auth.tokens import Revocations
 from services.platform.backends import OpenedStore, open_store
 from services.platform.cassandra.keyed_lock import KeyedLocks
 from services.platform.events.records import EventBuilder
@@ -41,6 +42,9 @@ async def build(context: ServiceContext) -> Service:
         raise
     passwords = Passwords(pepper, context.settings.bcrypt_cost)
     events = EventBuilder(context.ids, context.clock)
+    revocations = context.shared_by_process(
+        Revocations, lambda: Revocations(context.clock, context.settings.access_token_ttl_s)
+    )
     hydrator = UserHydrator(GraphServiceStub(context.channel), TweetServiceStub(context.channel))
     auth = AuthService(
         stores=stores,
@@ -49,6 +53,7 @@ async def build(context: ServiceContext) -> Service:
         tokens=TokenIssuer(signer, refresh_tokens, context.settings, context.ids, context.clock),
         refresh_tokens=refresh_tokens,
         events=events,
+        revocations=revocations,
         settings=context.settings,
         ids=context.ids,
         cursors=context.cursors,
@@ -59,7 +64,7 @@ async def build(context: ServiceContext) -> Service:
         servicers={
             "roost.identity.v1.AuthService": auth,
             "roost.identity.v1.UserService": UserService(
-                stores.accounts, hydrator, events, context.ids, KeyedLocks(), context.clock
+                stores.accounts, hydrator, events, revocations, context.ids, KeyedLocks(), context.clock
             ),
         },
         workers=opened.workers,

@@ -19,6 +19,7 @@ from services.identity.password import imported_credential
 from services.identity.profile import MAX_CODE_POINTS, changed_core, fold_email, fold_username, new_core
 from services.identity.store import Account, AccountStore, NewAccount
 from services.identity.user_hydrator import UserHydrator
+from services.platform.auth.tokens import Revocations
 from services.platform.events.records import EventBuilder
 from services.platform.ids.snowflake import Snowflake
 from services.platform.rpc import context as calls
@@ -53,19 +54,25 @@ class KeyedLocks(Protocol):
 
 
 class UserService(UserServiceServicer):
-    """Reads and changes profiles and account states. `clock` returns Unix seconds."""
+    """Reads and changes profiles and account states. `clock` returns Unix seconds.
+
+    `revocations` are those of this process: it rejects the access tokens of a suspended or deactivated user at once,
+    other processes when they have consumed the event.
+    """
 
     def __init__(
         self,
         accounts: AccountStore,
         hydrator: UserHydrator,
         events: EventBuilder,
+        revocations: Revocations,
         ids: Snowflake,
         locks: KeyedLocks,
         clock: Callable[[], float],
     ) -> None:
         self._accounts = accounts
         self._clock = clock
+        self._revocations = revocations
         self._locks = locks
         self._hydrator = hydrator
         self._events = events
@@ -192,6 +199,8 @@ class UserService(UserServiceServicer):
                 deactivated_s = int(self._clock()) if account.state == user_pb2.USER_STATE_DEACTIVATED else None
                 records = [await self._events.record(body)]
                 if await self._accounts.replace(account, records, end_sessions=ends, deactivated_s=deactivated_s):
+                    if ends:
+                        self._revocations.revoke_user(user_id, self._clock())
                     return account
         raise errors.unavailable(
             "the account is being changed by another request: retry later", reason=Reason.CONTENDED

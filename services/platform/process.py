@@ -240,7 +240,7 @@ class Process:
             intercepted_methods({_BATCH: BatchServicer(self._endpoints, authenticator.identify, log_calls=log_calls)})
         )
         workers: list[Worker] = []
-        shared: dict[type[Any], Any] = {}
+        shared: dict[type[Any], Any] = {Revocations: self.revocations}
         for name, build in builds.items():
             service = await build(_context(name, settings, backend, cursors, self.channel(name), shared))
             self.services[name] = service

@@ -67,8 +67,8 @@ class ServiceContext:
     """The dependencies with which a service is built.
 
     `clock` returns Unix seconds. Calls through `channel` reach every service of the mesh, with this service as the
-    caller. `versions` are those of the whole mesh. `process_objects` are the objects that services of the process share;
-    get them by `shared_by_process`. `cluster` is `Backends.cluster`; composition roots read it with
+    caller. `versions` are those of the whole mesh. `process_objects` are the objects that services of the process share,
+    and its Revocations; get them by `shared_by_process`. `cluster` is `Backends.cluster`; composition roots read it with
     `services.platform.backends.cluster_backends_of`.
     """
 

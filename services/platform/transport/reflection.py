@@ -21,9 +21,10 @@ MAX_QUESTIONS = 1_000
 
 
 class Reflection(ReflectionServicer):
-    """Serves the descriptors of the services with the given full names, and of all files that they depend on.
+    """Serves gRPC server reflection: the descriptors of the services whose full names the constructor gets, and of all
+    files that they depend on.
 
-    Also finds the file of a method or field by the full name of the method or field.
+    Finds a file by its name, and by the full name of a service, message, enum, method or field in it.
     """
 
     def __init__(self, services: Iterable[str]) -> None:

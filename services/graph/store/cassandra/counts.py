@@ -30,10 +30,11 @@ class CassandraCountStore:
         }
 
     async def set_absent(self, user_id: int, absent: bool, at_us: int) -> None:
-        """Implements `CountStore.set_absent`.
+        """Excludes the user from the follower and followee counts of others if `absent` is true, and includes the user
+        again if it is false, as `CountStore.set_absent` says.
 
-        If a follow by or of the user is created while a call with `absent` reads the lists, the call may miss the
-        follow. The follow is then counted until the follower unfollows or until a later call excludes the user again.
+        A follow that is created while the call reads the user's followers and followees may be missed. It is then
+        counted until the follower unfollows, or until a later call excludes the user again.
         """
         for listing, side in ((Listing.FOLLOWING, FOLLOWERS), (Listing.FOLLOWERS, FOLLOWING)):
             below: Position | None = None

@@ -165,6 +165,7 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
         events = EventBuilder(ids, clock)
         graph, tweet = Graph(), Tweet()
         hydrator = UserHydrator(cast(Any, graph), cast(Any, tweet))
+        revocations = Revocations(clock, settings.access_token_ttl_s)
         auth = AuthService(
             stores=stores,
             hydrator=hydrator,
@@ -172,18 +173,18 @@ async def start(tmp_path: Path) -> AsyncIterator[Start]:
             tokens=TokenIssuer(Signer(new_key(), clock), refresh_tokens, settings, ids, clock),
             refresh_tokens=refresh_tokens,
             events=events,
+            revocations=revocations,
             settings=settings,
             ids=ids,
             cursors=Cursors(b"c" * 32),
             clock=clock,
         )
-        revocations = Revocations(clock, settings.access_token_ttl_s)
 
         async def keys() -> Sequence[VerificationKey]:
             return verification_keys(await auth.GetSigningKeys(auth_service_pb2.GetSigningKeysRequest(), None))
 
         verifier = Verifier(keys, clock, revocations)
-        users = UserService(stores.accounts, hydrator, events, ids, KeyedLocks(), clock)
+        users = UserService(stores.accounts, hydrator, events, revocations, ids, KeyedLocks(), clock)
         identity = Identity(stores, auth, users, clock, graph, tweet, passwords, revocations, verifier)
         running.append(identity)
         return identity
