@@ -59,11 +59,8 @@ _Context = Any
 
 
 class AuthService(AuthServiceServicer):
-    """Serves sign-up, log-in, sessions and tokens. `clock` returns Unix seconds.
-
-    `revocations` are those of this process: it rejects the access tokens of an ended session at once, other processes
-    when they have consumed the event.
-    """
+    """Serves sign-up, log-in, sessions and tokens. `clock` returns Unix seconds. `revocations` are those of this process:
+    it rejects the tokens of an ended session at once, other processes after they have consumed the event."""
 
     def __init__(
         self,
@@ -209,8 +206,8 @@ class AuthService(AuthServiceServicer):
         new = await self._passwords.hash(request.new_password)
         keep = calls.actor().session_id
         others = [s for s in await self._sessions.list_live(user_id, 0, 0, MAX_SESSIONS) if s.session_id != keep]
-        ended = [event_pb2.SessionRevoked(user_id=user_id, session_id=session.session_id) for session in others]
-        records = [await self._events.record(body) for body in ended]
+        bodies = [event_pb2.SessionRevoked(user_id=user_id, session_id=session.session_id) for session in others]
+        records = [await self._events.record(body) for body in bodies]
         if not await self._credentials.replace(user_id, checked, new, keep, records):
             # The password was changed after the comparison, so the given password is no longer the current one.
             raise _wrong_current_password()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from services.platform.events.log import EventLog
 from services.platform.sqlite.event_log import EmbeddedLog
 from tests import cluster
 from tests.contract.platform.events.conftest import Sink, records, start, until
-from tests.waiting import wait_until_async
+from tests.waiting import WITHIN_S, wait_until_async
 
 
 class Command:
@@ -94,16 +95,28 @@ async def test_tail_follow_says_that_it_waits(tmp_path: Path, events: Command) -
     command = [sys.executable, "-m", "roost_cli", "events", "tail", "--follow", *events.options]
     # The log of the command's own start is not what is tested.
     environment = os.environ | {"ROOST_LOG_LEVEL": "error"}
-    tail = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, env=environment)
+    tail = await asyncio.create_subprocess_exec(
+        *command,
+        stdout=PIPE,
+        stderr=PIPE,
+        env=environment,
+        # A process that starts this test in the background may ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert tail.stdout is not None
     assert tail.stderr is not None
-    assert await tail.stderr.readline() == b"waiting for events; Ctrl-C ends\n"
-    await log.append(records(1))
-    assert b" tweet.created key=7 id=1 " in await tail.stdout.readline()
-    tail.send_signal(signal.SIGINT)
-    assert await tail.stderr.read() == b""
-    assert await tail.wait() == INTERRUPTED
-    await log.close()
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            assert await tail.stderr.readline() == b"waiting for events; Ctrl-C ends\n"
+            await log.append(records(1))
+            assert b" tweet.created key=7 id=1 " in await tail.stdout.readline()
+            tail.send_signal(signal.SIGINT)
+            assert await tail.stderr.read() == b""
+            assert await tail.wait() == INTERRUPTED
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            tail.kill()
+        await log.close()
 
 
 async def test_replay_stopped_group_moves_offset(tmp_path: Path, events: Command, sink: Sink) -> None:
