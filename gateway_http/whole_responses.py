@@ -27,8 +27,10 @@ async def send_whole(cycle: RequestResponseCycle, status: int, headers: Headers,
     """
     if cycle.flow.write_paused and not cycle.disconnected:
         await cycle.flow.drain()
-    # If the client disconnects, uvicorn marks only the last one of pipelined requests as disconnected.
-    if cycle.disconnected or cycle.transport.is_closing():
+    # If the client disconnects, uvicorn marks only the last one of pipelined requests as disconnected, and would log an
+    # error about the others.
+    cycle.disconnected = cycle.disconnected or cycle.transport.is_closing()
+    if cycle.disconnected:
         return
     cycle.response_started = True
     cycle.waiting_for_100_continue = False

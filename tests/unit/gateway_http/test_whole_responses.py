@@ -74,6 +74,7 @@ async def test_send_whole_waits_for_slow_client_and_writes_nothing_to_one_that_i
     pipelined.transport.is_closing = lambda: True
     await send(pipelined, [])
     assert pipelined.written == []
+    assert pipelined.disconnected, "uvicorn logs an error if a connected client gets no response"
 
 
 @pytest.mark.parametrize("value", [b"a\r\nset-cookie: b", b"a\nb", b"a\rb"])
