@@ -67,14 +67,6 @@ class FolloweeCache:
         `fetch`."""
         return self._cache.get(user_id)
 
-    async def current(self, user_id: int) -> FolloweeSet:
-        """Returns the reader's current followees, including every follow acknowledged before the call. Raises AioRpcError
-        if they are not cached and graph does not answer."""
-        cached = self.cached(user_id)
-        if cached is not None and (await self._versions.current((cached,)))[0]:
-            return cached.value
-        return await self.fetch(user_id)
-
     async def fetch(self, user_id: int) -> FolloweeSet:
         """Fetches the reader's followees from graph, whether cached or not, and caches them. Raises AioRpcError if graph
         does not answer."""

@@ -20,7 +20,7 @@ from services.shared.hydration.cache import CachedTweet, HydratedTweet, Hydratio
 from services.shared.hydration.loader import TweetLoader
 from services.shared.hydration.owner_responses import await_all
 from services.shared.hydration.parsed import TweetRecord
-from services.shared.hydration.readers import CachedView, ReaderView, ReaderViews
+from services.shared.hydration.readers import NOBODY, CachedView, ReaderView, ReaderViews
 
 # Maximum number of ids hydrated at once; more ids are hydrated in several rounds. A tweet refers to up to two more
 # users and two more tweets, and the services accept 1,000 ids per call.
@@ -31,7 +31,6 @@ _from_cache, _from_owner = (_hydrated.labels(source) for source in ("cache", "ow
 # Number of ids hydrated beyond those that the page needs. Few tweets are hidden from a reader, so these usually fill the
 # page.
 _SPARE_IDS = 4
-_NOBODY: frozenset[int] = frozenset()
 
 
 class ListRules(Protocol):
@@ -103,7 +102,7 @@ class Hydrator:
         *,
         hide_muted: bool,
         rules: ListRules | None,
-        followees: frozenset[int] = _NOBODY,
+        followees: frozenset[int] = NOBODY,
     ) -> Hydrated:
         """Does the same as `visible` for the view of a reader, and returns the parts of the result too. `followees` are
         those of the reader; without them, graph is asked more often."""

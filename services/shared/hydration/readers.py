@@ -26,7 +26,7 @@ from services.shared.hydration.loader import TweetLoader
 
 # Maximum number of users about whom graph is asked in one call; the proto states it.
 MAX_CANDIDATES = 1_000
-_NOBODY: frozenset[int] = frozenset()
+NOBODY: frozenset[int] = frozenset()
 
 
 class ReaderView:
@@ -136,7 +136,7 @@ class ReaderViews:
         )
 
     def author_check(
-        self, view: ReaderView, user_ids: set[int], followees: frozenset[int] = _NOBODY
+        self, view: ReaderView, user_ids: set[int], followees: frozenset[int] = NOBODY
     ) -> AuthorCheck | None:
         """Starts a call of graph about the users (≤ 1,000) whose relation to the reader the view does not know; None if
         it knows all. The call is also about the reader's `followees`, if they are few, because the reader will see their
@@ -144,7 +144,7 @@ class ReaderViews:
         if not view.reader_id or not (unknown := view.filter.unknown(user_ids)):
             return None
         if followees is view.filter.followees or len(unknown) + len(followees) > MAX_CANDIDATES:
-            followees = _NOBODY
+            followees = NOBODY
         request = graph.GetVisibilityFilterRequest(user_id=view.reader_id, candidate_ids=unknown | followees)
         return AuthorCheck(view, self._cache, unknown - followees, followees, self._get_filter(request))
 

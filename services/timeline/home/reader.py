@@ -172,9 +172,9 @@ class HomeReader:
         newest: IdBatch,
         size: int,
     ) -> HomePage | None:
-        """Returns the page that begins with the tweets that are newer than those of the cached page: usually one, so
-        nearly all of the page need not be filtered again. Returns None if the ids differ in another way, or if older
-        tweets are needed."""
+        """Returns the page that begins with the tweets that are newer than those of the cached page. Usually there is one
+        such tweet, and the rules are applied to it alone. Returns None if the ids differ in another way, or if older
+        tweets are needed. Raises AioRpcError if the new tweets cannot be hydrated."""
         new_ids = cached.new_ids(newest)
         if new_ids is None:
             return None
