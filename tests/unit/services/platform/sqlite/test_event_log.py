@@ -107,22 +107,28 @@ async def test_append_commit_wakes_consumer(
     monkeypatch.setattr(log.db, "read", counted)
     await start(log, sink)
     await wait_until(lambda: reads)
-    begun, first, second = threading.Event(), threading.Event(), threading.Event()
+    begun, first, appended, second = (threading.Event() for _ in range(4))
 
     def occupy(_: Any) -> None:
         begun.set()
         first.wait(WITHIN_S)
 
+    def delay_commit(_: Any) -> None:
+        appended.set()
+        second.wait(WITHIN_S)
+
     earlier = asyncio.create_task(log.db.write(occupy))
     await asyncio.to_thread(begun.wait, WITHIN_S)
     appending = asyncio.create_task(log.append(records(1)))
-    same_group = asyncio.create_task(log.db.write(lambda _: second.wait(WITHIN_S)))
+    same_group = asyncio.create_task(log.db.write(delay_commit))
     await asyncio.sleep(0)
     before = reads
     first.set()
     await earlier
     # The consumer, woken by the earlier commit, finds nothing; then the append commits.
     await wait_until(lambda: reads > before)
+    # A unit whose caller is cancelled before it runs is not stored.
+    await asyncio.to_thread(appended.wait, WITHIN_S)
     if caller_gives_up:
         appending.cancel()
     second.set()
