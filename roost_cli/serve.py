@@ -1,7 +1,8 @@
-"""`roost serve NAME…`: runs some services, or the gateway, in this process."""
+"""`roost serve NAME…`: runs some services, with or without the gateway, in this process."""
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from services.catalog import SERVICES
 def serve(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME…", help=f"The services to run: {', '.join(SERVICES)}; or {GATEWAY} alone."),
+        typer.Argument(metavar="NAME…", help=f"The services to run: {', '.join(SERVICES)}; and {GATEWAY}."),
     ],
     http: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where the gateway listens [127.0.0.1:8080].")
@@ -25,26 +26,30 @@ def serve(
     ops: Ops = None,
     data: Annotated[Path | None, typer.Option(help="The data directory [`data` in the checkout].")] = None,
 ) -> None:
-    """Run the named services in this process.
+    """Run the named services in this process, and the gateway if it is named.
 
-    Services in other processes are found through ROOST_REGISTRY_ADDRESS (the host:port of a `serve registry`) or listed in
-    ROOST_STATIC_PEERS (name=host:port,…); all processes need the same ROOST_MESH_SECRET. The gateway serves HTTP and forwards
-    gRPC calls to the services. Embedded stores and their event log belong to one process: consumers receive only the
+    Calls to a service of this process stay in it. Services in other processes are found through
+    ROOST_REGISTRY_ADDRESS (the host:port of a `serve registry`) or listed in ROOST_STATIC_PEERS (name=host:port,…);
+    all processes need the same ROOST_MESH_SECRET. The gateway serves HTTP and forwards gRPC calls to the services
+    in other processes. Embedded stores and their event log belong to one process: consumers receive only the
     events of services in the same process.
     """
-    if names == [GATEWAY]:
-        settings = settings_with({"http_address": http, "grpc_address": grpc, "ops_address": ops, "data_dir": data})
-        serve_until_stopped(settings, {}, gateway=True, with_demo=False)
-        return
-    if GATEWAY in names:
-        raise CommandError(
-            f"the gateway runs alone: start it in a process of its own with `roost serve {GATEWAY}`", UNUSABLE
-        )
-    unknown = [name for name in names if name not in SERVICES]
+    unknown = [name for name in names if name not in SERVICES and name != GATEWAY]
     if unknown:
         raise CommandError(
-            f"no service {', '.join(unknown)}; there are {', '.join(SERVICES)}, and {GATEWAY} alone", UNUSABLE
+            f"no service {', '.join(unknown)}; there are {', '.join(SERVICES)}, and {GATEWAY}{_suggestion(unknown[0])}",
+            UNUSABLE,
         )
-    settings = settings_with({"grpc_address": grpc, "ops_address": ops, "data_dir": data})
+    if http is not None and GATEWAY not in names:
+        raise CommandError(
+            f"--http is the address of the gateway: add {GATEWAY} to the names, or leave --http out", UNUSABLE
+        )
+    settings = settings_with({"http_address": http, "grpc_address": grpc, "ops_address": ops, "data_dir": data})
     chosen = {name: build for name, build in SERVICES.items() if name in names}
-    serve_until_stopped(settings, chosen, gateway=False, with_demo=False)
+    serve_until_stopped(settings, chosen, gateway=GATEWAY in names, with_demo=False)
+
+
+def _suggestion(name: str) -> str:
+    """Returns a hint at the name that is most similar to `name`; "" if none is similar."""
+    similar = difflib.get_close_matches(name, [*SERVICES, GATEWAY], 1)
+    return f"; did you mean {similar[0]}?" if similar else ""

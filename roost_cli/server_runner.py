@@ -21,7 +21,7 @@ from gateway_http.ops import Ops as OpsApp
 from gateway_http.server import HttpServer
 from roost_cli import runfile
 from roost_cli.exit_codes import UNUSABLE, CommandError
-from roost_cli.options import address_of
+from roost_cli.options import GATEWAY, address_of
 from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
 from services.platform import logs, open_files
 from services.platform.config import Settings
@@ -30,6 +30,7 @@ from services.platform.log_events import LogEvent
 from services.platform.process import Process
 from services.platform.rpc import errors
 from services.platform.service import ServiceFactory
+from services.platform.transport.remote_services import REGISTRY
 
 log = structlog.get_logger()
 
@@ -64,11 +65,11 @@ def serve_until_stopped(
 
 
 def _log_name(factories: Mapping[str, ServiceFactory], gateway: bool) -> str:
-    """Returns the name of this process in its logs: `roost` if it runs services and the gateway, `gateway` if it runs
-    only the gateway, otherwise the names of its services, separated by commas."""
-    if gateway:
-        return "roost" if factories else "gateway"
-    return ",".join(factories)
+    """Returns the name of this process in its logs: `roost` if it runs the gateway and all services, otherwise the
+    names of what it runs, separated by commas. The registry does not count, because not every mesh has one."""
+    if gateway and set(factories) >= set(SERVICES) - {REGISTRY}:
+        return "roost"
+    return ",".join([*([GATEWAY] if gateway else []), *factories])
 
 
 async def _serve(
@@ -90,36 +91,16 @@ async def _serve(
         ops_address = await _listen(
             stack, ops, settings.ops_address, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
         )
-        with logs.buffered_driver_logs():
-            backend = BACKENDS[settings.backend]
-            process = await stack.enter_async_context(
-                await Process.start(
-                    settings, factories, backend=backend, key_source=KEY_SOURCE, remote_services=SERVICES
-                )
-            )
+        process = await stack.enter_async_context(await _start_process(settings, factories, gateway=gateway))
         running.append(process)
         grpc_address = f"{address_of(settings.grpc_address, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:
-            # Imported in the function, so that a process without the gateway starts 0.3 s sooner.
-            from gateway_http.app import Gateway
-
             public = Connections.within_limits(process.proxies.trusts)
-            app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
-            http_address = await _listen(stack, app, settings.http_address, "--http", public)
+            http_address = await _listen(stack, _gateway(process), settings.http_address, "--http", public)
         if gateway or not (settings.registry_address or settings.static_peers):
             # In a mesh of several processes only the gateway writes the run file.
-            run = runfile.RunFile(
-                grpc_address,
-                http_address,
-                os.getpid(),
-                time.time(),
-                process.operator_token,
-                data=str(settings.data_dir.resolve()),
-                checkout=str(runfile.CHECKOUT),
-                ops=ops_address,
-            )
-            _write_run_file(stack, run)
+            _write_run_file(stack, _run_file(process, grpc_address, http_address, ops_address))
         # The objects that exist after the start live as long as the process. `freeze` excludes them from garbage
         # collection.
         gc.collect()
@@ -139,6 +120,39 @@ async def _serve(
         # and clients that still send requests are served.
         await process.drain(skip_drain)
     _print("stopped")
+
+
+async def _start_process(settings: Settings, factories: Mapping[str, ServiceFactory], *, gateway: bool) -> Process:
+    with logs.buffered_driver_logs():
+        return await Process.start(
+            settings,
+            factories,
+            backend=BACKENDS[settings.backend],
+            key_source=KEY_SOURCE,
+            remote_services=SERVICES,
+            is_edge=gateway,
+        )
+
+
+def _gateway(process: Process) -> Any:
+    """Returns the ASGI application that serves the mesh over HTTP."""
+    # Imported in the function, so that a process without the gateway starts 0.3 s sooner.
+    from gateway_http.app import Gateway
+
+    return Gateway(process.channel("gateway"), process.verifier, process.settings, process.health, process.rate_limits)
+
+
+def _run_file(process: Process, grpc_address: str, http_address: str, ops_address: str) -> runfile.RunFile:
+    return runfile.RunFile(
+        grpc_address,
+        http_address,
+        os.getpid(),
+        time.time(),
+        process.operator_token,
+        data=str(process.settings.data_dir.resolve()),
+        checkout=str(runfile.CHECKOUT),
+        ops=ops_address,
+    )
 
 
 async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, connections: Connections) -> str:

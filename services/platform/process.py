@@ -19,7 +19,6 @@ from typing import Any, Literal
 import grpc.aio
 import structlog
 from prometheus_client import Gauge
-from roost.options.v1 import options_pb2 as options
 
 from services.platform.auth.tokens import (
     MAX_TOKEN_TTL_S,
@@ -29,6 +28,7 @@ from services.platform.auth.tokens import (
     VerificationKey,
     Verifier,
 )
+from services.platform.callees import BATCH, Callees
 from services.platform.config import Settings
 from services.platform.health import NOT_SERVING, SERVING, STARTING, Health
 from services.platform.lifecycle import Lifecycle, within
@@ -36,7 +36,7 @@ from services.platform.log_events import LogEvent
 from services.platform.pagination.cursors import Cursors
 from services.platform.rpc.client_address import TrustedProxies, networks
 from services.platform.rpc.context import OPERATOR, Call, current_call
-from services.platform.rpc.contract import called_by, methods
+from services.platform.rpc.contract import methods
 from services.platform.rpc.interceptors import InterceptedMethod, intercepted_methods, unserved
 from services.platform.rpc.rate_limits import RateLimits
 from services.platform.service import BackendFactory, Backends, Service, ServiceContext, ServiceFactory, Worker
@@ -48,7 +48,7 @@ from services.platform.transport.message_guard import MutationGuard
 from services.platform.transport.peers import Peers
 from services.platform.transport.proxy import forwarders
 from services.platform.transport.remote import RoutingChannel
-from services.platform.transport.remote_services import REGISTRY, RemoteServices
+from services.platform.transport.remote_services import RemoteServices
 from services.platform.transport.server import GrpcServer
 
 _clock_behind_s = Gauge(
@@ -61,21 +61,6 @@ log = structlog.get_logger()
 
 Wire = Literal["inprocess", "grpc"]
 
-_BATCH = "roost.batch.v1.BatchService"
-# Services without an address in `static_peers`: each process serves batches itself, and the registry has its own
-# setting.
-_WITHOUT_PEER = frozenset({_BATCH.split(".")[1], REGISTRY})
-
-
-def callees_of(name: str, token_issuer: str) -> frozenset[str]:
-    """Returns the names of the services that a process with the service `name` calls.
-
-    These services have methods whose policy allows `name` as a caller. If the service `name` has methods for clients,
-    the process also calls `token_issuer`, the service whose keys verify access tokens.
-    """
-    serves_users = any(m.service_name == name and m.policy.access != options.ACCESS_MESH for m in methods().values())
-    return called_by(name) | ({token_issuer} if serves_users else frozenset())
-
 
 class Process:
     """One running process of the mesh. `start` creates it; `stop`, or the end of an `async with` block, ends it."""
@@ -87,6 +72,8 @@ class Process:
         key_source: KeySource,
         checker: MutationGuard | None,
         remote_services: Collection[str],
+        services: Collection[str],
+        is_edge: bool,
     ) -> None:
         self.settings = settings
         self.operator_token = settings.operator_token or secrets.token_urlsafe(32)
@@ -102,6 +89,8 @@ class Process:
         self._mesh_secret = settings.mesh_secret or secrets.token_urlsafe(32)
         self._remotes = RemoteServices(settings, self._mesh_secret, self.operator_token)
         self._remote_services = remote_services if settings.registry_address else ()
+        self._is_edge = is_edge
+        self._callees = Callees(self._remotes, services, key_source.service, is_edge=is_edge)
         self._registrar: Registrar | None = None
         self._lifecycle = Lifecycle()
         self._ids_fault: Callable[[], str] = str
@@ -124,17 +113,19 @@ class Process:
         wire: Wire = "inprocess",
         checker: MutationGuard | None = None,
         remote_services: Collection[str] = (),
+        is_edge: bool = False,
     ) -> Process:
         """Opens the backends with `backend`, builds the services of `builds` (by name) in order, and returns once the
         process serves.
 
         `key_source` fetches the keys that verify access tokens. `wire` is described in the module's docstring.
         `checker` detects changed messages and is set in tests only. The addresses of the services named in
-        `remote_services` are looked up in the registry if the setting `registry_address` is set. A process with empty
-        `builds` is an edge proxy: it forwards every call to the process of the called service. If a step fails, stops
-        everything that was started and raises the error.
+        `remote_services` are looked up in the registry if the setting `registry_address` is set. With `is_edge`, or
+        with empty `builds`, the process is an edge proxy: it forwards each call to a service that it does not have to
+        the process of that service. If a step fails, stops everything that was started and raises the error.
         """
-        process = cls(settings, wire, key_source, checker, remote_services)
+        is_edge = is_edge or not builds
+        process = cls(settings, wire, key_source, checker, remote_services, builds, is_edge)
         try:
             await process._start(builds, backend)
         except BaseException:
@@ -156,25 +147,12 @@ class Process:
     def unaddressed(self) -> list[str]:
         """The sorted names of the services that this process calls (an edge proxy: every service) and whose addresses
         are neither in `static_peers` nor looked up in the registry."""
-        called = self._callees() if self.states else {method.service_name for method in methods().values()}
-        return sorted(called - _WITHOUT_PEER - {*self.states, *self._remotes.names})
+        return self._callees.unaddressed()
 
     def target_of(self, name: str) -> str:
         """Returns the addresses of the service `name` in other processes: its gRPC target in `static_peers`, or
         comma-separated addresses from the registry; "" if none is known."""
         return self._remotes.target_of(name)
-
-    def _callees(self) -> frozenset[str]:
-        return frozenset().union(*(callees_of(name, self._key_source.service) for name in self.states))
-
-    def _called(self) -> dict[str, grpc.aio.Channel]:
-        """Returns, by service name, the channels to the services in other processes that this process calls; an edge
-        proxy calls all. Other services are left out: if a network policy makes one unreachable, this process must not
-        count as degraded."""
-        callees = self._callees()
-        return {
-            name: channel for name, channel in self._remotes.channels("").items() if not self.states or name in callees
-        }
 
     def health(self) -> Health:
         """Returns the current state of the process, its services and its connections to other processes."""
@@ -234,10 +212,10 @@ class Process:
         # accepts calls after `server.start`.
         self.grpc_port = server.bind(settings.grpc_address)
         await self._remotes.start(self.states, self._remote_services)
-        if not builds:
+        if self._is_edge:
             self._endpoints.update(intercepted_methods(forwarders(self._remotes.names, self.channel)))
         self._endpoints.update(
-            intercepted_methods({_BATCH: BatchServicer(self._endpoints, authenticator.identify, log_calls=log_calls)})
+            intercepted_methods({BATCH: BatchServicer(self._endpoints, authenticator.identify, log_calls=log_calls)})
         )
         workers: list[Worker] = []
         shared: dict[type[Any], Any] = {Revocations: self.revocations}
@@ -249,7 +227,7 @@ class Process:
             self._endpoints.update(intercepted_methods(service.servicers))
         # Adds the methods that no servicer implements: their calls pass the access check before they get UNIMPLEMENTED.
         # An edge proxy adds them for every service.
-        names = set(builds) or {method.service_name for method in methods().values()}
+        names = {method.service_name for method in methods().values()} if self._is_edge else set(builds)
         self._endpoints.update(unserved(names, self._endpoints))
         await server.start(self._endpoints)
         self._server = server
@@ -257,7 +235,7 @@ class Process:
         # Access tokens stay valid when this process restarts, so it reads the revocations of the longest token lifetime
         # again.
         await tokens.seek(time_ms=int((time.time() - MAX_TOKEN_TTL_S) * 1000))
-        self.peers = Peers(self._called())
+        self.peers = Peers(self._callees.channels())
         for worker in (*workers, tokens, self.peers):
             await self._lifecycle.start(worker)
         if settings.registry_address and builds:

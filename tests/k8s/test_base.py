@@ -22,8 +22,8 @@ from scripts import manifests
 from scripts.manifests import DEPLOYED, called_in_code
 from services.catalog import KEY_SOURCE
 from services.platform import lifecycle
+from services.platform.callees import callees_of
 from services.platform.config import Settings
-from services.platform.process import callees_of
 from services.platform.rpc.contract import called_by
 from services.platform.transport import server as grpc_server
 

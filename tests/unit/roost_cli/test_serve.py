@@ -127,10 +127,16 @@ def test_up_address_of_other_machine_says_what_to_do(tmp_path: Path, option: str
     )
 
 
-def test_serve_gateway_beside_service_says_that_it_runs_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["serve", "tweet", "gateway"]) == 2
+def test_serve_unknown_name_suggests_the_similar_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "gateway", "timelin"]) == 2
+    assert "no service timelin; there are registry, identity," in (told := capsys.readouterr().err)
+    assert told.endswith("did you mean timeline?\n")
+
+
+def test_serve_http_address_without_gateway_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "tweet", "--http", ANY]) == 2
     assert capsys.readouterr().err == (
-        "roost: the gateway runs alone: start it in a process of its own with `roost serve gateway`\n"
+        "roost: --http is the address of the gateway: add gateway to the names, or leave --http out\n"
     )
 
 

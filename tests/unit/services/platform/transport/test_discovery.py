@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from roost.graph.v1 import graph_service_pb2, graph_service_pb2_grpc
 from roost.tweet.v1 import tweet_pb2, tweet_service_pb2, tweet_service_pb2_grpc
 
 from services.catalog import KEY_SOURCE
@@ -26,7 +27,7 @@ SECRET = "0123456789abcdef" * 2
 # All processes of a mesh share one token.
 OPERATOR_TOKEN = "fedcba9876543210" * 2
 WITHIN_S = 30.0
-ELSEWHERE = ("registry", "tweet")
+ELSEWHERE = ("registry", "tweet", "graph")
 
 
 class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
@@ -51,6 +52,22 @@ class Tweets(tweet_service_pb2_grpc.TweetServiceServicer):
             yield tweet_service_pb2.ScanTweetsResponse(cores=[tweet_pb2.TweetCore(replies=number)])
 
 
+class Follows(graph_service_pb2_grpc.GraphServiceServicer):
+    """Answers with its own number as the number of followers."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    async def BatchGetUserCounts(
+        self, request: graph_service_pb2.BatchGetUserCountsRequest, context_: Any
+    ) -> graph_service_pb2.BatchGetUserCountsResponse:
+        counts = {1: graph_service_pb2.UserCounts(followers=self.number)}
+        return graph_service_pb2.BatchGetUserCountsResponse(counts=counts)
+
+    async def build(self, context: ServiceContext) -> Service:
+        return Service("graph", {"roost.graph.v1.GraphService": self})
+
+
 class RegistryMesh:
     """A registry, and processes that use it."""
 
@@ -62,7 +79,14 @@ class RegistryMesh:
             probe.bind(("127.0.0.1", 0))
             self.registry = f"127.0.0.1:{probe.getsockname()[1]}"
 
-    async def start(self, name: str, builds: dict[str, ServiceFactory], grpc_address: str = "127.0.0.1:0") -> Process:
+    async def start(
+        self,
+        name: str,
+        builds: dict[str, ServiceFactory],
+        grpc_address: str = "127.0.0.1:0",
+        *,
+        is_edge: bool = False,
+    ) -> Process:
         settings = Settings(
             data_dir=self.folder / name,
             grpc_address=grpc_address,
@@ -72,7 +96,12 @@ class RegistryMesh:
             registry_address=self.registry,
         )
         process = await Process.start(
-            settings, builds, backend=open_embedded, key_source=KEY_SOURCE, remote_services=ELSEWHERE
+            settings,
+            builds,
+            backend=open_embedded,
+            key_source=KEY_SOURCE,
+            remote_services=ELSEWHERE,
+            is_edge=is_edge,
         )
         self.running.append(process)
         return process
@@ -232,3 +261,25 @@ async def test_edge_proxy_forwards_calls_with_errors_and_trailing_metadata(mesh:
             m async for m in stub.ScanTweets(tweet_service_pb2.ScanTweetsRequest(), timeout=WITHIN_S, metadata=operator)
         ]
         assert [message.cores[0].replies for message in found] == [1, 2, 3]
+
+
+async def test_edge_proxy_with_services_answers_itself_and_forwards_the_rest(mesh: RegistryMesh) -> None:
+    await mesh.start_registry()
+    await mesh.start_tweets(1)
+    here, away = Follows(2), Follows(3)
+    edge = await mesh.start("edge", {"graph": here.build}, is_edge=True)
+    await mesh.start("away", {"graph": away.build})
+    await wait_for_instances(edge, {1})
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{edge.grpc_port}") as outside:
+        tweets = tweet_service_pb2_grpc.TweetServiceStub(outside)
+        assert (await tweets.GetTweet(tweet_service_pb2.GetTweetRequest(tweet_id=1))).tweet.author_id == 1
+    async with MeshChannel(f"127.0.0.1:{edge.grpc_port}", "identity", SECRET) as inside:
+        graph = graph_service_pb2_grpc.GraphServiceStub(inside)
+        asked = graph_service_pb2.BatchGetUserCountsRequest(ids=[1])
+        counts = [(await graph.BatchGetUserCounts(asked)).counts for _ in range(20)]
+        # Never the other process, although the registry has its address too.
+        assert {found[1].followers for found in counts} == {2}
+    assert set(edge.health().peers) == {"registry", "tweet"}
+    assert set(edge.health().services) == {"graph"}
+    assert {"identity", "timeline"} <= set(edge.unaddressed)
+    assert not {"graph", "tweet"} & set(edge.unaddressed)
