@@ -37,7 +37,7 @@ COMMANDS = {
     "drill": _Command(
         "roost_cli.drill.command", "drill", "Kill a temporary mesh and check that no acknowledged write is lost."
     ),
-    "bench": _Command("roost_cli.bench.command", "bench", "Measure reads of home timelines, or fan-out's writes."),
+    "bench": _Command("roost_cli.bench.command", "bench", "Measure a mesh, and a minimal server in the same run."),
     "search": _Command("roost_cli.search", "search", "Rebuild the search index."),
     "events": _Command("roost_cli.events", "events", "Show the event log, replay it, retry dead letters."),
     "token": _Command("roost_cli.token", "token", "Print access tokens of users."),

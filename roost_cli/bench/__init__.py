@@ -1,1 +1,1 @@
-"""`roost bench`: measures reads of home timelines, or the writes of fan-out, and a baseline in the same run."""
+"""`roost bench`: measures a running mesh, or the writes of fan-out, and a baseline in the same run."""

@@ -1,61 +1,92 @@
-"""Posts tweets at a constant rate while `roost bench` measures reads."""
+"""Posts tweets over HTTP while `roost bench` measures reads: at a constant rate, or one after each so many reads."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
-import grpc
-from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
+from roost_cli.bench import http_load
+from roost_cli.exit_codes import FAULTS, CommandError
 
-from roost_cli import connection
-from roost_cli.exit_codes import call_error
+# Number of connections for posts, each with one post at a time. If the mesh cannot keep the requested rate, further
+# posts wait for a connection, and the wait is part of their latency.
+CONNECTIONS = 32
 
-# Maximum number of concurrent CreateTweet calls. If the mesh cannot keep the requested rate, the next call waits until
-# an earlier one has ended.
-MAX_UNDER_WAY = 64
+Write = Callable[[http_load.Connection], Awaitable[None]]
+
+
+class BackgroundPoster:
+    """Sends posts over `opened` connections. `write` sends one post over a connection and waits for its response."""
+
+    def __init__(self, opened: Sequence[http_load.Connection], write: Write) -> None:
+        self._idle: asyncio.Queue[http_load.Connection] = asyncio.Queue()
+        for one in opened:
+            self._idle.put_nowait(one)
+        self._write = write
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        # The time from each call of `post` to the response, in seconds, since the last `finish`.
+        self._latencies_s: list[float] = []
+
+    def post(self) -> None:
+        """Starts to send a post, without waiting for earlier ones."""
+        task = asyncio.create_task(self._one(self._loop.time()))
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def finish(self) -> list[float]:
+        """Waits for the responses to all posts. Returns their latencies in seconds since the last call of this method.
+        Raises CommandError if a post failed."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if isinstance(self._failure, CommandError):
+            raise self._failure
+        if self._failure is not None:
+            raise CommandError(f"a post got no response: {self._failure}", FAULTS) from self._failure
+        latencies, self._latencies_s = self._latencies_s, []
+        return latencies
+
+    async def _one(self, begun: float) -> None:
+        connection = await self._idle.get()
+        try:
+            await self._write(connection)
+        finally:
+            self._idle.put_nowait(connection)
+        self._latencies_s.append(self._loop.time() - begun)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = self._failure or error
 
 
 @asynccontextmanager
-async def posting(mesh: connection.MeshTarget, tokens: Sequence[str], per_second: int) -> AsyncIterator[None]:
-    """Posts `per_second` tweets per second until the block ends, each as a random user of those whose access tokens are
-    in `tokens`. Posts nothing if `per_second` is 0.
+async def poster(address: str, write: Write) -> AsyncIterator[BackgroundPoster]:
+    """Opens connections to the gateway at `address` and yields a BackgroundPoster, until the block ends."""
+    async with http_load.connections(address, CONNECTIONS) as opened:
+        yield BackgroundPoster(opened, write)
 
-    Raises CommandError at the end of the block if a CreateTweet call failed.
-    """
-    if not per_second:
+
+@asynccontextmanager
+async def posting(writer: BackgroundPoster | None, per_second: float) -> AsyncIterator[None]:
+    """Posts `per_second` tweets per second until the block ends; none if that is 0 or if `writer` is None."""
+    if writer is None or not per_second:
         yield
         return
-    async with connection.connect(mesh) as channels:
-        task = asyncio.create_task(_post(channels[0], tokens, per_second))
-        try:
-            yield
-        finally:
-            task.cancel()
-            (done,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(done, ExceptionGroup):
-        error = done.exceptions[0]
-        raise call_error(error, "posting meanwhile") if isinstance(error, grpc.aio.AioRpcError) else error
+    task = asyncio.create_task(_post_at(writer, per_second))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
-async def _post(channel: grpc.aio.Channel, tokens: Sequence[str], per_second: int) -> None:
-    stub = tweet_service_pb2_grpc.TweetServiceStub(channel)
-    chance = random.SystemRandom()
-    slots = asyncio.Semaphore(MAX_UNDER_WAY)
+async def _post_at(writer: BackgroundPoster, per_second: float) -> None:
     loop = asyncio.get_running_loop()
-
-    async def one(number: int) -> None:
-        async with slots:
-            request = tweet_service_pb2.CreateTweetRequest(text=f"Tweet {number} of a measurement.")
-            await stub.CreateTweet(request, metadata=connection.bearer(chance.choice(tokens)))
-
-    async with asyncio.TaskGroup() as group:
-        begun, number = loop.time(), 0
-        while True:
-            number += 1
-            await asyncio.sleep(max(begun + number / per_second - loop.time(), 0))
-            async with slots:
-                pass
-            group.create_task(one(number))
+    begun, number = loop.time(), 0
+    while True:
+        number += 1
+        await asyncio.sleep(max(begun + number / per_second - loop.time(), 0))
+        writer.post()

@@ -1,37 +1,46 @@
-"""`roost bench`: measures reads of home timelines of a running mesh, or the writes of fan-out to Redis."""
+"""`roost bench`: measures a running mesh on this machine and a baseline in the same run, or the writes of fan-out to Redis."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from roost_cli import options
-from roost_cli.bench import home
+from roost_cli.bench import home, local_mesh, posts, table
+
+MAX_CALLERS = 1_000
+MAX_POSTS_PER_SECOND = 100_000
+
+Rounds = Annotated[int, typer.Option("--rounds", min=1, max=home.MAX_ROUNDS, help="The number of rounds per server.")]
+Seconds = Annotated[
+    int, typer.Option("--seconds", min=1, max=home.MAX_SECONDS, help="The length of a round in seconds.")
+]
+Markdown = Annotated[
+    Path | None,
+    typer.Option(
+        "--markdown", exists=True, dir_okay=False, writable=True, help="Also write the table into this document."
+    ),
+]
+Http = Annotated[
+    str | None, typer.Option("--http", metavar="HOST:PORT", help="The address of the gateway [that of the mesh].")
+]
+Ci = Annotated[bool, typer.Option("--ci", help="Fail if a ratio to the baseline is above its limit.")]
+
+bench = typer.Typer(
+    no_args_is_help=True,
+    help="Measure a loaded mesh on this machine, and a minimal HTTP server with the same bytes in the same run.\n\n"
+    "Start the mesh with ROOST_RATE_LIMITS=off.",
+)
 
 
-class Workload(StrEnum):
-    """The workload to measure."""
-
-    HOME = "home"
-    FANOUT = "fanout"
-
-
-def bench(
-    what: Annotated[
-        Workload, typer.Argument(help="home reads first pages of home timelines; fanout writes entries to Redis.")
-    ] = Workload.HOME,
-    rounds: Annotated[
-        int, typer.Option("--rounds", min=1, max=home.MAX_ROUNDS, help="The number of rounds per server.")
-    ] = 3,
-    seconds: Annotated[
-        int, typer.Option("--seconds", min=1, max=home.MAX_SECONDS, help="The length of a round in seconds.")
-    ] = 6,
+@bench.command("home")
+def bench_home(
+    rounds: Rounds = 3,
+    seconds: Seconds = 3,
     connections: Annotated[
-        int,
-        typer.Option("--connections", min=1, max=home.MAX_CONNECTIONS, help="The number of HTTP connections."),
+        int, typer.Option("--connections", min=1, max=home.MAX_CONNECTIONS, help="The number of HTTP connections.")
     ] = 16,
     posts: Annotated[
         int,
@@ -39,33 +48,56 @@ def bench(
             "--posts",
             min=0,
             max=home.MAX_POSTS,
-            help="With home: tweets posted per second in rounds of their own; 0 leaves those rounds out.",
+            help="Tweets posted per second in rounds of their own; 0 leaves those rounds out.",
         ),
     ] = home.DEFAULT_POSTS,
-    markdown: Annotated[
-        Path | None,
-        typer.Option(
-            "--markdown", exists=True, dir_okay=False, writable=True, help="Also write the table into this document."
-        ),
-    ] = None,
-    http: Annotated[
-        str | None, typer.Option("--http", metavar="HOST:PORT", help="The address of the gateway [that of the mesh].")
-    ] = None,
-    redis: Annotated[
-        str | None,
-        typer.Option(
-            "--redis", metavar="URL", help="With fanout: the URL of an empty Redis database [a temporary server]."
-        ),
-    ] = None,
+    markdown: Markdown = None,
+    ci: Ci = False,
+    http: Http = None,
     grpc: options.Grpc = None,
 ) -> None:
-    """Measure home reads of a loaded mesh on this machine with wrk, or fan-out's writes to Redis.
+    """Measure first pages of home timelines: unchanged, with 1 post per 100 reads, with posts at a constant rate, and
+    cold if the mesh was just started. Needs wrk."""
+    plan = home.BenchPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections, posts)
+    home.run(plan, local_mesh.find(grpc, http), table.Output(markdown, ci))
 
-    For home, start the mesh with ROOST_RATE_LIMITS=off. For fanout no mesh is needed.
-    """
-    if what is Workload.FANOUT:
-        from roost_cli.bench import fanout  # imported here: its driver is slow to import
 
-        fanout.run(rounds, redis, markdown)
-        return
-    home.run(home.BenchPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections, posts), grpc, http, markdown)
+@bench.command("posts")
+def bench_posts(
+    rounds: Rounds = 3,
+    seconds: Seconds = 5,
+    callers: Annotated[
+        int, typer.Option("--callers", min=1, max=MAX_CALLERS, help="The number of concurrent callers.")
+    ] = 32,
+    rate: Annotated[
+        int,
+        typer.Option(
+            "--rate",
+            min=0,
+            max=MAX_POSTS_PER_SECOND,
+            help="Posts per second of an open loop; 0 is a closed loop: a caller posts when it has its last response.",
+        ),
+    ] = 0,
+    markdown: Markdown = None,
+    ci: Ci = False,
+    http: Http = None,
+    grpc: options.Grpc = None,
+) -> None:
+    """Measure durable posts with their fan-out, and the time until tweets are in the followers' home timelines."""
+    plan = posts.PostsPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), callers, rate)
+    posts.run(plan, local_mesh.find(grpc, http), table.Output(markdown, ci))
+
+
+@bench.command("fanout")
+def bench_fanout(
+    rounds: Rounds = 5,
+    redis: Annotated[
+        str | None,
+        typer.Option("--redis", metavar="URL", help="The URL of an empty Redis database [a temporary server]."),
+    ] = None,
+    markdown: Markdown = None,
+) -> None:
+    """Measure fan-out's writes to Redis, and those of the usual design. Needs no mesh."""
+    from roost_cli.bench import fanout  # imported here: its driver is slow to import
+
+    fanout.run(rounds, redis, markdown)

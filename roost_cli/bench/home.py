@@ -6,90 +6,100 @@ Rounds of both alternate, so that other load on the machine affects both. The re
 from __future__ import annotations
 
 import asyncio
-import http.client
 import platform
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import grpc as grpc_lib
-import orjson
-from roost.identity.v1 import auth_service_pb2_grpc
+from roost_cli import connection, progress
+from roost_cli.bench import baseline_server, cpu, http_load, local_mesh, metrics, table, wrk
+from roost_cli.bench.background_posts import BackgroundPoster, poster, posting
+from roost_cli.bench.first_pages import HOME, Pages, first_pages
+from roost_cli.bench.percentiles import percentile
+from roost_cli.bench.posts import FanoutWatch
+from roost_cli.bench.tweet_mix import TweetMix
+from roost_cli.exit_codes import FAULTS, CommandError
+from roost_cli.tokens import DEFAULT_TTL_S
 
-from roost_cli import connection as target
-from roost_cli import progress, runfile
-from roost_cli.bench import baseline_server, cpu, table, wrk
-from roost_cli.bench.background_posts import posting
-from roost_cli.exit_codes import FAULTS, CommandError, call_error
-from roost_cli.rate_control import batches
-from roost_cli.scans import scan_users
-from roost_cli.supervisor import control
-from roost_cli.tokens import DEFAULT_TTL_S, MINT_BATCH, mint
-
-HOME = "/v1/timelines/home"
-# Maximum length of a round in seconds: a quarter of the tokens' lifetime, so that no token expires during the
-# measurement.
+# Maximum length of a measurement in seconds, warm-up excluded: a quarter of the tokens' lifetime, so that no token
+# expires during the measurement.
 MAX_SECONDS = DEFAULT_TTL_S // 4
 MAX_ROUNDS = 99
 MAX_CONNECTIONS = 1_000
-# Maximum number of readers whose home timelines are read; further users are left out. wrk keeps a prepared request of
-# 500 bytes for each.
-MAX_READERS = 100_000
-# Timeout in seconds of the first read of a home timeline, during which the mesh builds the home timeline.
-FIRST_READ_S = 30.0
 # Length in seconds of the load before each round that is not measured. It fills the caches.
-WARM_UP_S = 2
-# Default number of tweets per second in the rounds with writes. With 40 followers per author, fan-out appends 800
-# entries to home timelines per second: with 1,000 readers, about one per reader.
+WARM_UP_S = 1
+# Number of reads per post in the rounds whose posts are paced by the reads: the usual ratio of a Twitter-class service.
+READS_A_POST = 100
+# Default number of tweets per second in the rounds with a constant rate of posts. With 40 followers per author, fan-out
+# appends 800 entries to home timelines per second: with 1,000 readers, about one per reader.
 DEFAULT_POSTS = 20
 MAX_POSTS = 1_000
+# Load of the open loop, as a share of the rate that the rounds with paced posts reached.
+OPEN_LOAD = 0.7
+# The home timelines count as cold at the first read if at least this share of the reads built one.
+COLD_SHARE = 0.9
+BUILDS = "roost_timeline_builds_total"
 
-# Titles of the table's columns: the mesh without writes, the mesh with writes, and the baseline.
-MESH, WRITTEN_TO, BARE = "Roost", "Roost, {} tweets/s posted meanwhile", "bare uvicorn, one page"
+# Titles of the table's columns.
+UNCHANGED, BARE = "unchanged", "bare uvicorn"
+PACED, OPEN = f"1 post : {READS_A_POST} reads", f"the same, open loop, load {OPEN_LOAD:g}"
+WRITTEN_TO, COLD = "{} posts/s", "cold homes"
 # Names of the tables in a Markdown document: for a mesh in one process, and for a mesh with a process per service.
 HOME_TABLE, PROCESSES_TABLE = "home", "home --processes"
+CPU_TITLE = "CPU µs a read"
+# Maximum of the CPU time of a read divided by that of the baseline. The limit of a page that does not change holds the
+# figure of its release with a third to spare.
+LIMITS = (table.Limit(PACED, CPU_TITLE, 3.5), table.Limit(UNCHANGED, CPU_TITLE, 4.0))
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The result of one round: the figures of wrk, and the CPU time (`cpu_s`, user and system, in seconds) of all
-    processes of the server."""
+    """The result of one round: the number of reads, its length in seconds, two percentiles of the latencies of reads,
+    the bytes of all responses to reads, the CPU time of the server in seconds, and the latencies of the posts in
+    seconds."""
 
-    seen: wrk.Figures
+    reads: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    bytes: int
     cpu_s: float
+    posts_s: Sequence[float] = field(default=())
 
     @property
     def per_second(self) -> float:
-        """Returns the number of responses per second."""
-        return self.seen.requests / self.seen.seconds
+        """Returns the number of reads per second."""
+        return self.reads / self.seconds
 
     @property
     def cpu_us(self) -> float:
-        """Returns the server's CPU time per response, in microseconds."""
-        return self.cpu_s * 1e6 / self.seen.requests
+        """Returns the server's CPU time per read in microseconds, that of the posts and their fan-out included."""
+        return self.cpu_s * 1e6 / self.reads
 
     @property
-    def bytes_each(self) -> float:
-        """Returns the number of bytes per response, headers included."""
-        return self.seen.bytes / self.seen.requests
+    def post_p99_ms(self) -> float | None:
+        """Returns the 99th percentile of the latencies of posts in milliseconds, None if there were none."""
+        return percentile(self.posts_s, 99) * 1e3 if self.posts_s else None
 
 
-@dataclass(frozen=True, slots=True)
-class Pages:
-    """The result of reading all home timelines once: the headers and body of the page that the baseline returns, and
-    the mean number of tweets per page (`tweets_each`)."""
-
-    headers: baseline_server.Headers
-    body: bytes
-    tweets_each: float
+MEASURES = (
+    table.Measure[Round]("reads/s", lambda one: one.per_second, ",.0f"),
+    table.Measure[Round]("p50 ms", lambda one: one.p50_ms, ".2f"),
+    table.Measure[Round]("p99 ms", lambda one: one.p99_ms, ".2f"),
+    table.Measure[Round](CPU_TITLE, lambda one: one.cpu_us, ",.0f", ratio=True),
+    table.Measure[Round]("bytes an answer", lambda one: one.bytes / one.reads, ",.0f"),
+    table.Measure[Round]("posts/s", lambda one: len(one.posts_s) / one.seconds or None, ",.1f"),
+    table.Measure[Round]("p99 ms of a post", lambda one: one.post_p99_ms, ".2f"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
     """The size of a measurement: the number of rounds, the length of each in seconds, the number of HTTP connections,
-    and the tweets posted per second in the rounds with writes (`posts`; 0 leaves these rounds out)."""
+    and the tweets posted per second in the rounds with a constant rate of posts (`posts`; 0 leaves these rounds out)."""
 
     rounds: int
     seconds: int
@@ -97,130 +107,156 @@ class BenchPlan:
     posts: int
 
 
-def run(plan: BenchPlan, grpc: str | None, http_address: str | None, markdown: Path | None) -> None:
-    """Measures reads of home timelines of the mesh at the gRPC address `grpc` (None: the mesh that runs on this
-    machine) and prints a table of the results.
+def run(plan: BenchPlan, mesh: local_mesh.LocalMesh, output: table.Output) -> None:
+    """Measures reads of home timelines of the mesh and prints a table of the results.
 
-    `http_address` is the address of the gateway (None: the one in the mesh's run file). If `markdown` is not None, also
-    replaces the previous table in this Markdown document. Raises CommandError if wrk is missing, if the mesh cannot be
-    reached or does not run on this machine, if a read fails, if every home timeline is empty, if rate limits are on, or
-    if the document has no markers for the table.
+    Raises CommandError if wrk is missing, if the mesh cannot be reached, if a read or a post fails, if every home
+    timeline is empty, if rate limits are on, or if `output` refuses the table.
     """
     wrk.program()
-    mesh = target.find(grpc)
-    token = mesh.operator_token or mesh.operator()[0][1]
-    found = next((run for run in runfile.running() if run.operator_token == token), None)
-    if found is None:
-        raise CommandError(f"the mesh at {mesh.address} does not run on this machine: run the benchmark on its machine")
-    address = http_address or found.http
-    if not address:
-        raise CommandError(f"the mesh at {mesh.address} serves no HTTP; name its gateway with --http")
-    # The run file contains the process id of the gateway. With `up --processes`, the gateway's parent process is the
-    # supervisor, which is the parent of all processes of the mesh.
-    supervised = control.path_of(found.grpc).exists()
-    pids = cpu.backend(cpu.parent(found.pid) if supervised else found.pid)
-    tokens = asyncio.run(_tokens(mesh))
+    asyncio.run(_run(plan, mesh, output))
+
+
+async def _run(plan: BenchPlan, mesh: local_mesh.LocalMesh, output: table.Output) -> None:
     shown = progress.for_stream()
-    pages = first_pages(address, tokens, shown)
-    cases = asyncio.run(_measure(mesh, pids, address, tokens, pages, plan, shown))
-    title = HOME_TABLE if len(pids) == 1 else PROCESSES_TABLE
-    table.publish(title, conditions(len(tokens), pages, plan, len(pids)), rows(cases), markdown)
+    tokens = list((await local_mesh.access_tokens(mesh)).values())
+    with cpu.Bystanders(mesh.pids) as bystanders:
+        pages, cold = await read_first(mesh, tokens, shown)
+        cases = await _measure(mesh, tokens, pages, plan, shown)
+    if cold is not None:
+        cases = {COLD: [cold]} | cases
+    title = HOME_TABLE if len(mesh.pids) == 1 else PROCESSES_TABLE
+    note = conditions(pages, plan, len(mesh.pids)) + bystanders.warning()
+    if cold is None:
+        note += " Homes were warm before: start the mesh anew to measure cold ones."
+    output.publish(title, note, table.compare(cases, MEASURES, BARE), LIMITS)
 
 
-async def _tokens(mesh: target.MeshTarget) -> list[str]:
-    """Returns the access tokens of all active users, by ascending user id, at most MAX_READERS. Raises CommandError if
-    there are none."""
-    tokens: list[str] = []
-    async with target.connect(mesh) as channels:
-        stub = auth_service_pb2_grpc.AuthServiceStub(channels[0])
-        try:
-            ids = [user.user.id async for user in scan_users(channels[0], mesh.operator())]
-            for some in batches(ids[:MAX_READERS], MINT_BATCH):
-                tokens.extend((await mint(stub, mesh.operator(), some, DEFAULT_TTL_S)).values())
-        except grpc_lib.aio.AioRpcError as error:
-            raise call_error(error, "minting tokens") from error
-    if not tokens:
-        raise CommandError("the mesh has no users: load a graph first with `roost load`")
-    return tokens
-
-
-def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -> Pages:
-    """Reads the first page of every home timeline once, which makes the home timelines warm. Returns the page whose
-    size is closest to the mean, for the baseline.
-
-    `tokens` are the access tokens of the readers. Raises CommandError if a response is not 200, if rate limits are on,
-    or if all home timelines are empty.
-    """
-    read: list[tuple[baseline_server.Headers, bytes]] = []
-    connection = http.client.HTTPConnection(address, timeout=FIRST_READ_S)
-    with shown.phase("homes read once", len(tokens)) as phase:
-        try:
-            for token in tokens:
-                connection.request("GET", HOME, headers={"Authorization": f"Bearer {token}"})
-                answer = connection.getresponse()
-                read.append((answer.getheaders(), answer.read()))
-                check_response(answer.status, dict(answer.getheaders()))
-                phase.advance()
-        except (OSError, http.client.HTTPException) as error:
-            raise CommandError(f"no gateway answers at {address}: {error}") from error
-        finally:
-            connection.close()
-    tweets = sum(len(orjson.loads(body)["tweets"]) for _, body in read) / len(read)
-    if not tweets:
-        raise CommandError("every home timeline is empty: load tweets first with `roost load`")
-    mean = sum(len(body) for _, body in read) / len(read)
-    headers, body = min(read, key=lambda page: abs(len(page[1]) - mean))
-    return Pages(headers, body, tweets)
-
-
-def check_response(status: int, headers: dict[str, str]) -> None:
-    """Raises CommandError if the status of a response is not 200, or if its headers show that rate limits are on."""
-    names = {name.lower() for name in headers}
-    if status == http.HTTPStatus.TOO_MANY_REQUESTS or "ratelimit-policy" in names:
-        raise CommandError("rate limits are on: start the mesh with ROOST_RATE_LIMITS=off to measure it")
-    if status != http.HTTPStatus.OK:
-        raise CommandError(f"GET {HOME} returned status {status}", FAULTS)
+async def read_first(
+    mesh: local_mesh.LocalMesh, tokens: Sequence[str], shown: progress.Progress
+) -> tuple[Pages, Round | None]:
+    """Reads the first page of every home timeline once. Returns the pages, and the result as a round if the home
+    timelines were cold; None if they were warm, or if the mesh has several processes."""
+    single = mesh.ops if len(mesh.pids) == 1 else ""
+    builds = metrics.total(await metrics.current(single), BUILDS) if single else 0.0
+    cpu_begun, begun = cpu.seconds(mesh.pids), asyncio.get_running_loop().time()
+    pages = await first_pages(mesh.http, tokens, shown)
+    ended, cpu_s = asyncio.get_running_loop().time(), cpu.seconds(mesh.pids) - cpu_begun
+    built = metrics.total(await metrics.current(single), BUILDS) - builds if single else 0.0
+    if built < COLD_SHARE * len(tokens):
+        return pages, None
+    p50, p99 = (percentile(pages.latencies_s, percent) * 1e3 for percent in (50, 99))
+    return pages, Round(len(tokens), ended - begun, p50, p99, pages.bytes, cpu_s)
 
 
 async def _measure(
-    mesh: target.MeshTarget,
-    pids: Sequence[int],
-    address: str,
-    tokens: Sequence[str],
-    pages: Pages,
-    plan: BenchPlan,
-    shown: progress.Progress,
+    mesh: local_mesh.LocalMesh, tokens: Sequence[str], pages: Pages, plan: BenchPlan, shown: progress.Progress
 ) -> dict[str, list[Round]]:
-    """Returns the results of all rounds, by column title: of the mesh, of the mesh with writes (if `plan.posts` is not
-    0), and of the baseline."""
-    chance = random.SystemRandom()
-    cases: dict[str, list[Round]] = {}
-    # A temporary directory is readable only by its owner. That is needed, because the script contains access tokens.
-    with tempfile.TemporaryDirectory(prefix="roost-bench-") as folder:
-        script, page = Path(folder) / "home.lua", Path(folder) / "page"
-        script.write_text(wrk.script(tokens))
+    """Returns the results of all rounds, by column title."""
+    async with AsyncExitStack() as stack:
+        # A temporary directory is readable only by its owner. That is needed, because the script contains access tokens.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="roost-bench-")))
+        script, page = folder / "home.lua", folder / "page"
+        script.write_text(wrk.script([HOME], tokens))
         baseline_server.record(page, pages.headers, pages.body)
-        async with baseline_server.running(page) as (bare_pid, bare_port):
-            servers = [(MESH, pids, address, 0), (BARE, [bare_pid], f"127.0.0.1:{bare_port}", 0)]
+        bare_pid, bare_port = await stack.enter_async_context(baseline_server.running(page))
+        mix = TweetMix(mesh.http, tokens, pages.tweet_ids, random.SystemRandom())
+        writer = await stack.enter_async_context(poster(mesh.http, mix.write))
+        channels = await stack.enter_async_context(connection.connect(mesh.target))
+        readers = await stack.enter_async_context(http_load.connections(mesh.http, plan.connections))
+        fanout = FanoutWatch(channels[0], mesh.target.operator())
+        server = _Server(mesh.http, mesh.pids, script, plan, tokens)
+        bare = _Server(f"127.0.0.1:{bare_port}", [bare_pid], script, plan, tokens)
+        cases: dict[str, list[Round]] = {}
+        for number in range(1, plan.rounds + 1):
+            done = {UNCHANGED: await server.closed(UNCHANGED)}
+            done[PACED] = await server.closed(PACED, writer, fanout, reads_a_post=READS_A_POST)
+            rate = table.median([one.per_second for one in [*cases.get(PACED, ()), done[PACED]]]) * OPEN_LOAD
+            done[OPEN] = await server.open(readers, writer, fanout, rate)
             if plan.posts:
-                servers.insert(1, (WRITTEN_TO.format(plan.posts), pids, address, plan.posts))
-            for number in range(1, plan.rounds + 1):
-                for name, server, where, posts in servers:
-                    start = chance.randrange(len(tokens))
-                    url = f"http://{where}{HOME}"
-                    # Fills the caches of the CPU and of the server again, because the previous round measured another
-                    # server.
-                    await wrk.run(script, url, connections=plan.connections, seconds=WARM_UP_S, start=start)
-                    async with posting(mesh, tokens, posts):
-                        begun = cpu.seconds(server)
-                        seen = await wrk.run(
-                            script, url, connections=plan.connections, seconds=plan.seconds, start=start
-                        )
-                        done = Round(seen, cpu.seconds(server) - begun)
-                    check_run(name, seen)
-                    cases.setdefault(name, []).append(done)
-                    shown.say(f"round {number}, {name}: {done.per_second:,.0f} requests/s, {done.cpu_us:.0f} µs each")
+                title = WRITTEN_TO.format(plan.posts)
+                done[title] = await server.closed(title, writer, fanout, posts=plan.posts)
+            done[BARE] = await bare.closed(BARE)
+            for name, one in done.items():
+                cases.setdefault(name, []).append(one)
+                shown.say(f"round {number}, {name}: {one.per_second:,.0f} reads/s, {one.cpu_us:,.0f} µs each")
     return cases
+
+
+class _Server:
+    """Measures rounds of one server. `script` is the Lua script for wrk."""
+
+    def __init__(self, address: str, pids: Sequence[int], script: Path, plan: BenchPlan, tokens: Sequence[str]) -> None:
+        self._address = address
+        self._pids = pids
+        self._script = script
+        self._plan = plan
+        self._tokens = tokens
+        self._chance = random.SystemRandom()
+
+    async def closed(
+        self,
+        name: str,
+        writer: BackgroundPoster | None = None,
+        fanout: FanoutWatch | None = None,
+        *,
+        reads_a_post: int = 0,
+        posts: int = 0,
+    ) -> Round:
+        """Measures a closed loop with wrk. Posts one tweet after each `reads_a_post` reads, or `posts` per second; none
+        if both are 0. `name` is the column title. Raises CommandError if a read or a post fails."""
+        url, start = f"http://{self._address}{HOME}", self._chance.randrange(len(self._tokens))
+        connections, post = self._plan.connections, writer.post if writer is not None else None
+        # Fills the caches of the CPU and of the server again, because the previous round measured another server.
+        await wrk.run(self._script, url, connections=connections, seconds=WARM_UP_S, start=start)
+        begun = cpu.seconds(self._pids)
+        async with posting(writer, posts):
+            seen = await wrk.run(
+                self._script,
+                url,
+                connections=connections,
+                seconds=self._plan.seconds,
+                start=start,
+                post=post,
+                reads_a_post=reads_a_post,
+            )
+        check_run(name, seen)
+        latencies = await _delivered(writer, fanout)
+        cpu_s = cpu.seconds(self._pids) - begun
+        return Round(seen.requests, seen.seconds, seen.p50_ms, seen.p99_ms, seen.bytes, cpu_s, latencies)
+
+    async def open(
+        self,
+        readers: Sequence[http_load.Connection],
+        writer: BackgroundPoster,
+        fanout: FanoutWatch,
+        per_second: float,
+    ) -> Round:
+        """Measures an open loop of `per_second` reads per second, and of one post for each READS_A_POST reads. Raises
+        CommandError if a read or a post fails."""
+        requests = [http_load.request("GET", HOME, self._address, token) for token in self._tokens]
+        loop = asyncio.get_running_loop()
+        cpu_begun, begun = cpu.seconds(self._pids), loop.time()
+        async with posting(writer, per_second / READS_A_POST):
+            samples = await http_load.run(
+                readers, lambda number: requests[number % len(requests)], self._plan.seconds, per_second=per_second
+            )
+        seconds = loop.time() - begun
+        latencies = await _delivered(writer, fanout)
+        cpu_s = cpu.seconds(self._pids) - cpu_begun
+        reads_s = [sample.latency_s for sample in samples]
+        p50, p99 = (percentile(reads_s, percent) * 1e3 for percent in (50, 99))
+        return Round(len(samples), seconds, p50, p99, sum(one.size for one in samples), cpu_s, latencies)
+
+
+async def _delivered(writer: BackgroundPoster | None, fanout: FanoutWatch | None) -> list[float]:
+    """Waits until all posts are answered and delivered. Returns their latencies in seconds."""
+    if writer is None or fanout is None:
+        return []
+    latencies = await writer.finish()
+    if latencies:
+        await fanout.until_done()
+    return latencies
 
 
 def check_run(name: str, seen: wrk.Figures) -> None:
@@ -234,32 +270,15 @@ def check_run(name: str, seen: wrk.Figures) -> None:
         )
 
 
-def conditions(readers: int, pages: Pages, plan: BenchPlan, processes: int) -> str:
-    """Returns a sentence with the conditions of the measurement, which is printed with the table. `processes` is the
+def conditions(pages: Pages, plan: BenchPlan, processes: int) -> str:
+    """Returns sentences with the conditions of the measurement, which are printed with the table. `processes` is the
     number of processes of the mesh."""
     where = (
-        "" if processes == 1 else " CPU is that of all {} processes of the mesh, and not that of the servers below it."
+        ""
+        if processes == 1
+        else f" CPU is that of all {processes} processes of the mesh, and not that of the servers below it."
     )
     return (
-        f"{readers:,} readers, {pages.tweets_each:.1f} tweets a page; {plan.rounds} × {plan.seconds} s for each "
-        f"server in turn, {plan.connections} connections; {cpu.processor()}; Python {platform.python_version()}."
-        f"{where.format(processes)}"
+        f"{pages.graph} {plan.rounds} × {plan.seconds} s for each column in turn, {plan.connections} connections; "
+        f"{cpu.processor()}; Python {platform.python_version()}.{where}"
     )
-
-
-def rows(cases: Mapping[str, Sequence[Round]]) -> list[list[str]]:
-    """Returns the rows of the table, header first: medians over the rounds with the range in parentheses, and a
-    quotient of two medians: the mesh without writes divided by the baseline."""
-    measures: Sequence[tuple[str, Callable[[Round], float], str]] = (
-        ("requests/s", lambda round_: round_.per_second, ",.0f"),
-        ("p50 ms", lambda round_: round_.seen.p50_ms, ".2f"),
-        ("p99 ms", lambda round_: round_.seen.p99_ms, ".2f"),
-        ("CPU µs a request", lambda round_: round_.cpu_us, ".0f"),
-        ("bytes an answer", lambda round_: round_.bytes_each, ",.0f"),
-    )
-    lines = [["", *cases, f"{MESH} ÷ bare"]]
-    for title, value, form in measures:
-        found = {name: [value(one) for one in rounds] for name, rounds in cases.items()}
-        cells = [table.spread(values, form) for values in found.values()]
-        lines.append([title, *cells, f"{table.ratio(found[MESH], found[BARE]):.2f}"])
-    return lines

@@ -1,62 +1,103 @@
-"""`roost bench home` with wrk, against a mesh in a process of its own whose users follow one another."""
+"""`roost bench` against a mesh in a process of its own whose users follow one another."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from roost_cli.bench import table
 from roost_cli.commands import run
 from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.load import command, edge_list
 
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on PATH (apt-get install wrk)")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on PATH (apt-get install wrk)"),
+    # The mesh runs in its own process, always on embedded stores.
+    pytest.mark.embedded,
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc"),
 ]
 
-DOCUMENT = f"{table.BEGIN.format('home')}\n{table.END.format('home')}\n"
+
+@dataclass
+class Bench:
+    """A loaded mesh, whose home timelines nobody has read since its start, and a document for tables."""
+
+    document: Path
+    capsys: pytest.CaptureFixture[str]
+
+    async def run(self, workload: str, *options: str) -> tuple[dict[str, list[str]], str]:
+        """Runs `roost bench` with a document. Returns the cells of the table by the name of their row, the column titles
+        as the row "", and the output."""
+        self.document.write_text(f"{table.BEGIN.format(workload)}\n{table.END.format(workload)}\n")
+        argv = ["bench", workload, "--rounds", "1", "--seconds", "1", "--markdown", str(self.document), *options]
+        assert await asyncio.to_thread(run, argv) == 0
+        lines = [line.split("|")[1:-1] for line in self.document.read_text().splitlines() if line.startswith("|")]
+        cells = {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines if "---" not in line[1]}
+        return cells, self.capsys.readouterr().out
 
 
-@pytest.mark.embedded  # The mesh runs in its own process, always on embedded stores.
-async def test_bench_home_loaded_mesh_writes_table(
+def figure(cell: str) -> float:
+    """Returns the median, without the range in parentheses that may follow it."""
+    return float(cell.split("(")[0].replace(",", ""))
+
+
+@pytest_asyncio.fixture
+async def bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+) -> AsyncIterator[Bench]:
     monkeypatch.setenv("ROOST_CLOCK_MARGIN_S", "0.05")
-    child = await MeshLauncher(tmp_path).start()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    launcher = MeshLauncher(tmp_path)
+    child = await launcher.start()
     try:
         graph = edge_list.parse(["1 2", "2 3", "3 1"])
         usable, blank = command.tweet_lines(b"one\ntwo\nthree\nfour\n", "t.txt")
         await command._load(child.target, graph, usable, blank, seed=1, concurrency=4)
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
-        document = tmp_path / "benchmarks.md"
-        document.write_text(DOCUMENT)
-        argv = ["bench", "home", "--rounds", "1", "--seconds", "1", "--connections", "2", "--markdown", str(document)]
-        assert await asyncio.to_thread(run, [*argv, "--posts", "0"]) == 0
-        without = _lines(document)
-        assert await asyncio.to_thread(run, [*argv, "--posts", "10"]) == 0
+        # After a start all home timelines are cold.
+        await child.stop()
+        child = await launcher.start()
+        yield Bench(tmp_path / "benchmarks.md", capsys)
     finally:
         await child.stop()
-    output = capsys.readouterr().out
-    assert "3 readers, 4.0 tweets a page; 1 × 1 s" in output
-    for lines in (without, _lines(document)):
-        assert all(figure > 0 for name in ("requests/s", "CPU µs a request") for figure in lines[name])
-    mesh, bare_server, _ = without["bytes an answer"]
+
+
+@needs_wrk
+async def test_bench_home_measures_cold_unchanged_and_changing_pages(bench: Bench) -> None:
+    cells, output = await bench.run("home", "--connections", "2", "--posts", "10")
+    assert cells[""] == [
+        "cold homes",
+        "unchanged",
+        "1 post : 100 reads",
+        "the same, open loop, load 0.7",
+        "10 posts/s",
+        "bare uvicorn",
+    ]
+    assert "3 readers, 4.0 tweets a page" in output
+    assert "is not mutated" in output
+    for name in ("reads/s", "CPU µs a read", "CPU µs a read ÷ bare uvicorn"):
+        assert all(figure(cell) > 0 for cell in cells[name])
+    sizes = [figure(cell) for cell in cells["bytes an answer"]]
     # The bare server sends a recorded page of about the mean size of all pages.
-    assert abs(mesh - bare_server) < 100
-    assert len(_lines(document)["bytes an answer"]) == 4
+    assert abs(sizes[1] - sizes[-1]) < 100
+    posts = cells["posts/s"]
+    assert [bool(cell) for cell in posts] == [False, False, True, True, True, False]
+    # The posts are paced by the reads.
+    assert figure(posts[2]) == pytest.approx(figure(cells["reads/s"][2]) / 100, abs=1.1)
 
 
-def _lines(document: Path) -> dict[str, list[float]]:
-    """Returns the figures of the table by the name of their row."""
-    lines = [line.split("|")[1:-1] for line in document.read_text().splitlines() if line.startswith("|")]
-    return {line[0].strip(): [_figure(cell) for cell in line[1:]] for line in lines[2:]}
-
-
-def _figure(cell: str) -> float:
-    """Returns the median, without the range in parentheses that may follow it."""
-    return float(cell.split("(")[0].replace(",", ""))
+async def test_bench_posts_measures_delivery_to_all_followers(bench: Bench) -> None:
+    cells, output = await bench.run("posts", "--callers", "4")
+    assert cells[""] == ["Roost", "bare uvicorn, one response"]
+    for name in ("posts/s", "p50 ms", "p99 ms", "CPU µs a post"):
+        assert all(figure(cell) > 0 for cell in cells[name])
+    # Each user has two followers, whose home timelines are warm.
+    assert cells["home timelines a post"] == ["2.0", ""]
+    assert figure(cells["delivery p99 ms"][0]) >= figure(cells["delivery p50 ms"][0]) >= 0
+    assert "4 callers, closed loop" in output

@@ -70,6 +70,34 @@ def test_seconds_of_ended_process_raises_command_error(tmp_path: Path) -> None:
             ask(tmp_path / "proc")
 
 
+def machine(proc: Path, busy: int) -> None:
+    """Writes the machine's /proc/stat with `busy` ticks of system time."""
+    (proc / "stat").write_text(f"cpu  0 0 {busy} 5000 700 0 0 0 0 0\ncpu0 0 0 {busy} 5000 700 0 0 0 0 0\n")
+
+
+def test_busy_seconds_leaves_out_idle_time(tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text(f"cpu  {TICK} {TICK} {TICK} 5000 700 {TICK} {TICK} {2 * TICK} 9 9\n")
+    assert cpu.busy_seconds(tmp_path) == 7.0
+
+
+def test_bystanders_counts_cpu_of_other_processes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", iter([100.0, 110.0, 200.0, 210.0]).__next__)
+    monkeypatch.setattr("os.times", lambda: os.times_result((0.0, 0.0, 0.0, 0.0, 0.0)))
+    run(tmp_path, 42, user=TICK)
+    machine(tmp_path, 10 * TICK)
+    for more, warns in ((0, False), (2 * TICK, True)):
+        with cpu.Bystanders([42], tmp_path) as bystanders:
+            # The server uses 5 s of the machine's CPU time, others use `more`.
+            before = cpu.busy_seconds(tmp_path)
+            own = cpu.seconds([42], tmp_path)
+            (tmp_path / "42" / "stat").unlink()
+            (tmp_path / "42").rmdir()
+            run(tmp_path, 42, user=int((own + 5) * TICK))
+            machine(tmp_path, int((before + 5) * TICK) + more)
+        assert bystanders.cores == more / TICK / 10
+        assert bool(bystanders.warning()) is warns
+
+
 def test_processor_returns_cores_and_model(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\nmodel name\t: Fast 9000\nprocessor\t: 1\nmodel name\t: Fast 9000\n"

@@ -19,3 +19,32 @@ def test_inserted_replaces_text_between_markers() -> None:
     assert table.inserted(once, "home", "two") == once.replace("one", "two")
     with pytest.raises(CommandError, match="lacks the markers"):
         table.inserted("no markers", "home", "one")
+
+
+def measured(cases: dict[str, list[float | None]], *, ratio: bool = False) -> table.Comparison:
+    return table.compare(cases, [table.Measure("CPU µs", lambda value: value, ".1f", ratio=ratio)], "bare, one page")
+
+
+def test_compare_without_values_leaves_cell_empty() -> None:
+    found = measured({"mesh": [1.0, 3.0, 2.0], "bare, one page": [None]})
+    assert found.lines == [["", "mesh", "bare, one page"], ["CPU µs", "2.0 (1.0–3.0)", ""]]
+    assert measured({"mesh": [1.0], "bare, one page": [None]}, ratio=True).ratios == {}
+
+
+def test_compare_divides_each_round_by_round_of_baseline() -> None:
+    # The machine was half as fast in the last two rounds: the ratio is the same in all.
+    found = measured({"mesh": [4.0, 8.0, 8.0], "bare, one page": [2.0, 4.0, 4.0]}, ratio=True)
+    assert found.lines[2] == ["CPU µs ÷ bare", "2.00", "1.00"]
+    assert found.ratios["mesh", "CPU µs"] == 2.0
+    # A column with another number of rounds.
+    assert measured({"cold": [9.0], "bare, one page": [2.0, 3.0, 4.0]}, ratio=True).ratios["cold", "CPU µs"] == 3.0
+
+
+def test_publish_ci_raises_error_only_above_limit() -> None:
+    found = measured({"mesh": [4.0], "bare, one page": [2.0]}, ratio=True)
+    for limit in (table.Limit("mesh", "CPU µs", 2.0), table.Limit("absent", "CPU µs", 0.1)):
+        table.Output(ci=True).publish("x", "note", found, [limit])
+    too_low = [table.Limit("mesh", "CPU µs", 1.9)]
+    table.Output(ci=False).publish("x", "note", found, too_low)
+    with pytest.raises(CommandError, match=r"mesh: CPU µs is 2\.00 times that of the baseline; the limit is 1\.9"):
+        table.Output(ci=True).publish("x", "note", found, too_low)

@@ -32,17 +32,20 @@ def test_parse_failed_run_shows_output_of_wrk() -> None:
 
 
 def test_script_contains_every_token() -> None:
-    script = wrk.script(["a.b-c_d", "e.f.g"])
+    script = wrk.script(["/v1/a?b=c&d=e%20f"], ["a.b-c_d", "e.f.g"])
     assert '"a.b-c_d",\n"e.f.g"\n}' in script
+    assert 'paths = {\n"/v1/a?b=c&d=e%20f"\n}' in script
+    assert 'io.write("roost-post\\n")' in script
     # `%%` in the Python format became `%` in Lua.
-    assert "last = last % count + 1" in script
+    assert "last, sent = last % count + 1, sent + 1" in script
     assert r'io.write("\nroost-bench ", string.format(' in script
     assert '"requests": %.0f' in script
 
 
 def test_script_rejects_token_with_quote() -> None:
-    with pytest.raises(AssertionError):
-        wrk.script(['x"; os.execute("true") --'])
+    for paths, tokens in ((["/x"], ['x"; os.execute("true") --']), (['/x"'], ["x"])):
+        with pytest.raises(AssertionError):
+            wrk.script(paths, tokens)
 
 
 def test_program_missing_wrk_error_names_install_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -51,13 +54,27 @@ def test_program_missing_wrk_error_names_install_command(monkeypatch: pytest.Mon
         wrk.program()
 
 
-async def test_run_passes_options_to_wrk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_run_passes_options_to_wrk_and_reports_post_marks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     line = '{"requests": 1, "duration_us": 1, "bytes": 1, "p50_us": 1, "p99_us": 1, "refused": 0, "broken": 0}'
     program = tmp_path / "wrk"
-    program.write_text(f'#!/bin/sh\necho "$@" >"{tmp_path}/argv"\necho \'roost-bench {line}\'\n')
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >"{tmp_path}/argv"\necho {wrk.POST_MARK}\necho {wrk.POST_MARK}\necho \'roost-bench {line}\'\n'
+    )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    seen = await wrk.run(tmp_path / "home.lua", "http://127.0.0.1:1/x", connections=8, seconds=2, start=7)
+    posts: list[None] = []
+    seen = await wrk.run(
+        tmp_path / "home.lua",
+        "http://127.0.0.1:1/x",
+        connections=8,
+        seconds=2,
+        start=7,
+        post=lambda: posts.append(None),
+        reads_a_post=50,
+    )
     assert seen.requests == 1
+    assert len(posts) == 2
     argv = (tmp_path / "argv").read_text().split()
-    assert argv == ["-t1", "-c8", "-d2s", "-s", str(tmp_path / "home.lua"), "http://127.0.0.1:1/x", "--", "7"]
+    assert argv == ["-t1", "-c8", "-d2s", "-s", str(tmp_path / "home.lua"), "http://127.0.0.1:1/x", "--", "7", "50"]

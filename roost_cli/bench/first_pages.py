@@ -1,0 +1,101 @@
+"""Reads the first page of every home timeline once, before a measurement."""
+
+from __future__ import annotations
+
+import asyncio
+import http
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from roost_cli import progress
+from roost_cli.bench import baseline_server, http_load
+from roost_cli.exit_codes import FAULTS, CommandError
+
+HOME = "/v1/timelines/home"
+# The kinds of tweets that the pages of a mutated graph have.
+MUTATED = ("replies", "retweets", "quotes")
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """The result of reading all home timelines once: the headers and body of the page that the baseline returns, the
+    latency of each read in seconds, the size of all bodies together, the ids of the tweets on all pages, ascending, the
+    mean number of tweets per page, and the mean number of tweets per page of each kind, such as `replies`."""
+
+    headers: baseline_server.Headers
+    body: bytes
+    latencies_s: Sequence[float]
+    bytes: int
+    tweet_ids: Sequence[str]
+    tweets_each: float
+    kinds_each: Mapping[str, float]
+
+    @property
+    def graph(self) -> str:
+        """Returns sentences about the readers and the kinds of tweets on their pages. They contain a warning if the
+        pages lack one of the kinds in MUTATED."""
+        kinds = ", ".join(f"{count:.1f} {kind}" for kind, count in self.kinds_each.items())
+        text = f"{len(self.latencies_s):,} readers, {self.tweets_each:.1f} tweets a page (of them {kinds})."
+        if all(self.kinds_each[kind] for kind in MUTATED):
+            return text
+        return (
+            f"{text} **The graph is not mutated, and reads of such pages are cheaper than real ones: run "
+            "`roost load --mutate` first.**"
+        )
+
+
+async def first_pages(address: str, tokens: Sequence[str], shown: progress.Progress) -> Pages:
+    """Reads the first page of every home timeline once, one after the other, which makes the home timelines warm.
+    Returns the page whose size is closest to the mean, and what the pages contain.
+
+    `address` is that of the gateway, `tokens` are the access tokens of the readers. Raises CommandError if a response
+    is not 200, if rate limits are on, or if all home timelines are empty.
+    """
+    read: list[http_load.Response] = []
+    latencies_s: list[float] = []
+    loop = asyncio.get_running_loop()
+    async with http_load.connections(address, 1) as (connection,):
+        with shown.phase("homes read once", len(tokens)) as phase:
+            for token in tokens:
+                begun = loop.time()
+                try:
+                    answer = await connection.ask(http_load.request("GET", HOME, address, token))
+                except (OSError, TimeoutError) as error:
+                    raise CommandError(f"the gateway at {address} sent no response: {error}", FAULTS) from error
+                check_response(answer.status, dict(answer.headers))
+                latencies_s.append(loop.time() - begun)
+                read.append(answer)
+                phase.advance()
+    pages = [orjson.loads(answer.body)["tweets"] for answer in read]
+    tweets = [tweet for page in pages for tweet in page]
+    if not tweets:
+        raise CommandError("every home timeline is empty: load tweets first with `roost load`")
+    size = sum(len(answer.body) for answer in read)
+    mean = size / len(read)
+    nearest = min(read, key=lambda answer: abs(len(answer.body) - mean))
+    ids = sorted({tweet["id"] for tweet in tweets}, key=int)
+    kinds = {name: count / len(read) for name, count in count_kinds(tweets).items()}
+    return Pages(nearest.headers, nearest.body, latencies_s, size, ids, len(tweets) / len(read), kinds)
+
+
+def count_kinds(tweets: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Returns how many of the tweets, in JSON, are of each kind that makes a page dearer. A tweet may count more than
+    once."""
+    return {
+        "replies": sum(tweet["reply_to_id"] != "0" for tweet in tweets),
+        "retweets": sum(tweet["retweet_of_id"] != "0" for tweet in tweets),
+        "quotes": sum(tweet["quote_of_id"] != "0" for tweet in tweets),
+        "liked": sum(tweet["metrics"]["likes"] > 0 for tweet in tweets),
+    }
+
+
+def check_response(status: int, headers: Mapping[str, str]) -> None:
+    """Raises CommandError if the status of a response is not 200, or if its headers show that rate limits are on."""
+    names = {name.lower() for name in headers}
+    if status == http.HTTPStatus.TOO_MANY_REQUESTS or "ratelimit-policy" in names:
+        raise CommandError("rate limits are on: start the mesh with ROOST_RATE_LIMITS=off to measure it")
+    if status != http.HTTPStatus.OK:
+        raise CommandError(f"GET {HOME} returned status {status}", FAULTS)

@@ -1,0 +1,71 @@
+"""Finds the mesh that `roost bench` measures, and gets access tokens of its users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc as grpc_lib
+from roost.identity.v1 import auth_service_pb2_grpc
+
+from roost_cli import connection, runfile
+from roost_cli.bench import cpu
+from roost_cli.exit_codes import CommandError, call_error
+from roost_cli.rate_control import batches
+from roost_cli.scans import scan_users
+from roost_cli.supervisor import control
+from roost_cli.tokens import DEFAULT_TTL_S, MINT_BATCH, mint
+
+# Maximum number of users whose tokens are minted; further users are left out. A load generator keeps a prepared request
+# of about 500 bytes for each.
+MAX_USERS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class LocalMesh:
+    """A mesh on this machine: its gRPC target, the addresses of its gateway and of the gateway's ops port (HOST:PORT),
+    and the ids of all its processes (one, unless it was started with `--processes`)."""
+
+    target: connection.MeshTarget
+    http: str
+    ops: str
+    pids: Sequence[int]
+
+
+def find(grpc: str | None, http: str | None) -> LocalMesh:
+    """Returns the mesh at the gRPC address `grpc` (None: the mesh that runs on this machine). `http` is the address of
+    its gateway (None: the one in the mesh's run file).
+
+    Raises CommandError if the mesh cannot be found, does not run on this machine or serves no HTTP.
+    """
+    target = connection.find(grpc)
+    token = target.operator_token or target.operator()[0][1]
+    found = next((run for run in runfile.running() if run.operator_token == token), None)
+    if found is None:
+        raise CommandError(
+            f"the mesh at {target.address} does not run on this machine: run the benchmark on its machine"
+        )
+    address = http or found.http
+    if not address:
+        raise CommandError(f"the mesh at {target.address} serves no HTTP; name its gateway with --http")
+    # The run file contains the process id of the gateway. With `up --processes`, the gateway's parent process is the
+    # supervisor, which is the parent of all processes of the mesh.
+    supervised = control.path_of(found.grpc).exists()
+    return LocalMesh(target, address, found.ops, cpu.backend(cpu.parent(found.pid) if supervised else found.pid))
+
+
+async def access_tokens(mesh: LocalMesh) -> dict[int, str]:
+    """Returns the access tokens of all active users by user id, ascending, at most MAX_USERS. Raises CommandError if
+    there are none."""
+    tokens: dict[int, str] = {}
+    async with connection.connect(mesh.target) as channels:
+        stub = auth_service_pb2_grpc.AuthServiceStub(channels[0])
+        try:
+            ids = [user.user.id async for user in scan_users(channels[0], mesh.target.operator())]
+            for some in batches(ids[:MAX_USERS], MINT_BATCH):
+                tokens |= await mint(stub, mesh.target.operator(), some, DEFAULT_TTL_S)
+        except grpc_lib.aio.AioRpcError as error:
+            raise call_error(error, "minting tokens") from error
+    if not tokens:
+        raise CommandError("the mesh has no users: load a graph first with `roost load`")
+    return tokens
