@@ -119,14 +119,14 @@ class RpcRoute:
         try:
             actor = await self._verify_token(request)
         except errors.RoostError:
-            self._count_request(0, request)
+            await self._count_request(0, request)
             raise
-        self._count_request(actor.user_id, request)
+        await self._count_request(actor.user_id, request)
         return actor
 
-    def _count_request(self, user_id: int, request: Request) -> None:
+    async def _count_request(self, user_id: int, request: Request) -> None:
         if self._limit is not None:
-            verdict = self._limit.take(user_id, request.address)
+            verdict = await self._limit.take(user_id, request.address)
             request.response_headers.extend(rate_limits.headers(verdict, time.time()))
             verdict.enforce()
 
@@ -156,7 +156,7 @@ class RpcRoute:
                 return await self._numbered_pages.fetch(self._call, decoded.message, decoded.page)
             if self._limit is None or not self._limit.names_account:
                 return await self._call(decoded.message)
-            with self._limit.attempt(decoded.message, actor.user_id, request.address):
+            async with self._limit.attempt(decoded.message, actor.user_id, request.address):
                 return await self._call(decoded.message)
         finally:
             current_call.reset(before)

@@ -54,6 +54,8 @@ class LogEvent(StrEnum):
     PROCESS_DEGRADED = "process.degraded"
     PROCESS_STOP_FAILED = "process.stop_failed"
     PRODUCER_REPLACED = "producer.replaced"
+    RATE_LIMITS_ISOLATED = "rate_limits.isolated"
+    RATE_LIMITS_REJOINED = "rate_limits.rejoined"
     REDIS_MASTER_CHANGED = "redis.master_changed"
     REDIS_MEMORY_UNLIMITED = "redis.memory_unlimited"
     REDIS_PERSISTENCE_ENABLED = "redis.persistence_enabled"

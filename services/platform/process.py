@@ -65,6 +65,10 @@ Wire = Literal["inprocess", "grpc"]
 class Process:
     """One running process of the mesh. `start` creates it; `stop`, or the end of an `async with` block, ends it."""
 
+    # Set by `start`. The HTTP gateway uses this object too: a client that uses both HTTP and gRPC must not get twice the
+    # allowance.
+    rate_limits: RateLimits
+
     def __init__(
         self,
         settings: Settings,
@@ -96,8 +100,6 @@ class Process:
         self._ids_fault: Callable[[], str] = str
         self._stack = AsyncExitStack()
         self._server: GrpcServer | None = None
-        # The HTTP gateway uses this object too: a client that uses both HTTP and gRPC must not get twice the allowance.
-        self.rate_limits = RateLimits(settings)
         self.proxies = TrustedProxies(networks(settings.trusted_proxies))
         self.revocations = Revocations(time.time, settings.access_token_ttl_s)
         self.verifier = Verifier(self._signing_keys, time.time, self.revocations)
@@ -201,6 +203,7 @@ class Process:
         self._stack.push_async_callback(self._remotes.close)
         self._ids_fault = backend.ids_fault
         _report_ids(backend)
+        self.rate_limits = RateLimits(settings, backend.rate_limit_counts)
         cursors = Cursors(backend.cursor_key)
         self.states = dict.fromkeys(builds, STARTING)
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)

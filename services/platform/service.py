@@ -16,6 +16,7 @@ from services.platform.config import Settings
 from services.platform.events.log import EventLog
 from services.platform.ids.snowflake import Snowflake
 from services.platform.pagination.cursors import Cursors
+from services.platform.rpc.rate_limit_counts import RateLimitCounts
 from services.platform.versions import Versions
 
 T = TypeVar("T")
@@ -46,7 +47,8 @@ class Backends:
     `cursor_key` signs page cursors. It is the same in every process of a mesh and survives restarts. `ids_fault`
     returns "" if ids can be minted, otherwise a sentence with the cause; all writes fail then. `cluster` is the
     ClusterBackends of the cluster backend, None with the embedded one; it is typed as `object`, because this module
-    must not import the drivers.
+    must not import the drivers. `rate_limit_counts` counts the requests of this process, on the cluster backend together
+    with those of all other processes of the mesh.
     """
 
     log: EventLog
@@ -54,6 +56,7 @@ class Backends:
     cursor_key: bytes
     ids_fault: Callable[[], str]
     versions: Versions
+    rate_limit_counts: RateLimitCounts
     cluster: object | None = None
 
 

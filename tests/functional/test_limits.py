@@ -1,11 +1,11 @@
-"""Rate limits of clients that mix protocols, tokens and accounts."""
+"""Rate limits of clients that mix protocols, tokens, accounts and processes."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import grpc.aio
@@ -14,14 +14,14 @@ import pytest
 from roost.identity.v1 import auth_service_pb2 as pb
 from roost.identity.v1 import auth_service_pb2_grpc as pb_grpc
 
-from services.platform import process
+from services.platform.backends import cluster, embedded
+from services.platform.redis.rate_limits import UNREPORTED_PART, RedisCounts
 from services.platform.rpc import errors
-from services.platform.rpc.rate_limits import FAILURES, RateLimits
+from services.platform.rpc.rate_limit_counts import FAILURES, SLOWED_FAILURES, STRANGERS_FAILURES, MemoryCounts
+from tests import redis_servers
+from tests.cluster import backend
 from tests.conftest import SETTLE_WITHIN_S, Mesh, MeshFactory
 from tests.functional.conftest import PASSWORD, Web, open_web
-
-# A process counts in memory, whatever its stores.
-pytestmark = pytest.mark.long("cluster")
 
 PROXIED = "127.0.0.0/8"
 OFFICE, CAFE, ATTACKER = "192.0.2.1", "198.51.100.1", "203.0.113.1"
@@ -55,7 +55,10 @@ class Town:
 @pytest.fixture
 async def start_town(start_mesh: MeshFactory, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
     """Starts towns in which no allowance is refilled during the test, however long a busy machine takes."""
-    monkeypatch.setattr(process, "RateLimits", partial(RateLimits, clock=lambda: 0.0))
+    monkeypatch.setattr(embedded, "MemoryCounts", lambda _: MemoryCounts(lambda: 0.0))
+    monkeypatch.setattr(
+        cluster, "RedisCounts", lambda redis, secret, _: RedisCounts(redis, secret, lambda: 0.0, lambda: 1)
+    )
 
     async def start(**settings: Any) -> Town:
         mesh = await start_mesh(rate_limits=True, trusted_proxies=PROXIED, **settings)
@@ -110,6 +113,7 @@ async def test_sign_up_limit_is_shared_by_protocols_and_tokens(start_town: Any) 
     assert (await town.http(ATTACKER, PASSWORD)).status_code == 200
 
 
+@pytest.mark.long("cluster")
 async def test_login_guesses_at_one_account_are_limited_and_owner_logs_in(start_town: Any) -> None:
     town = await start_town(logins_per_minute=1_000)
     await town.web.sign_up("ada")
@@ -117,7 +121,7 @@ async def test_login_guesses_at_one_account_are_limited_and_owner_logs_in(start_
     checked = 0
     for guesser in range(30):
         address = f"203.0.113.{guesser}"
-        codes = [(await town.http(address, f"guess {number}")).status_code for number in range(FAILURES)]
+        codes = [(await town.http(address, f"guess {number}")).status_code for number in range(FAILURES.calls)]
         codes += [401 if await town.grpc(address, "guess") == "WRONG_CREDENTIALS" else 429]
         assert codes[-1] == 429
         checked += codes.count(401)
@@ -127,6 +131,8 @@ async def test_login_guesses_at_one_account_are_limited_and_owner_logs_in(start_
     assert await town.grpc(CAFE, PASSWORD) == "OK"
 
 
+# In memory and in Redis the limits of one process are the same, and these guesses take long.
+@pytest.mark.long("cluster")
 async def test_login_flood_of_guesses_does_not_delay_owner(start_town: Any) -> None:
     town = await start_town(logins_per_minute=10_000, bcrypt_cost=9)
     await town.web.sign_up("ada")
@@ -155,3 +161,93 @@ async def test_login_flood_of_guesses_does_not_delay_owner(start_town: Any) -> N
     assert {type(error) for error in ended} == {asyncio.CancelledError}
     # In the order of arrival, each log-in would wait for the hash of every guess that waits already.
     assert min(overtaken) < GUESSERS / 2
+
+
+@pytest.fixture
+async def start_towns(start_town: Any, tmp_path: Path) -> Any:
+    """Starts two processes of one mesh."""
+
+    async def start(**settings: Any) -> list[Town]:
+        shared = backend.of(tmp_path / "towns").settings | settings
+        return [await start_town(**shared) for _ in range(2)]
+
+    return start
+
+
+async def sign_up(town: Town, name: str) -> str:
+    request = pb.SignUpRequest(username=name, email=f"{name}@example.com", password=PASSWORD)
+    try:
+        await town.auth.SignUp(request, metadata=[("x-forwarded-for", ATTACKER)])
+    except grpc.aio.AioRpcError as error:
+        return errors.from_rpc(error).reason
+    return "OK"
+
+
+async def read(town: Town, address: str) -> httpx.Response:
+    """Reads a profile without a token."""
+    return await town.web.client.get("/v1/users/by/username/ada", headers={"x-forwarded-for": address})
+
+
+@pytest.mark.cluster
+async def test_sign_up_limit_is_shared_by_processes(start_towns: Any) -> None:
+    towns = await start_towns(sign_ups_per_hour=5)
+    codes = [await sign_up(towns[number % 2], f"user{number}") for number in range(8)]
+    assert codes == ["OK"] * 5 + ["RATE_LIMITED"] * 3
+
+
+@pytest.mark.cluster
+async def test_login_failures_at_one_account_are_shared_by_processes(start_towns: Any) -> None:
+    towns = await start_towns(logins_per_minute=1_000)
+    assert await sign_up(towns[0], "ada") == "OK"
+    # Successful log-ins do not count.
+    assert {await towns[number % 2].grpc(OFFICE, PASSWORD) for number in range(FAILURES.calls)} == {"OK"}
+    codes = [await towns[number % 2].grpc(OFFICE, "wrong") for number in range(FAILURES.calls + 2)]
+    assert codes == ["WRONG_CREDENTIALS"] * FAILURES.calls + ["RATE_LIMITED"] * 2
+    assert await towns[0].grpc(CAFE, PASSWORD) == "OK"
+    # The user logged in at this address through the other process, so strangers do not slow the user down here.
+    for guesser in range(STRANGERS_FAILURES.calls // FAILURES.calls + 1):
+        for number in range(FAILURES.calls):
+            await towns[number % 2].grpc(f"203.0.113.{guesser}", "wrong")
+    assert {await towns[1].grpc(CAFE, "wrong") for _ in range(SLOWED_FAILURES.calls + 1)} == {"WRONG_CREDENTIALS"}
+
+
+@pytest.mark.cluster
+async def test_read_limit_is_shared_by_processes_up_to_unreported_requests(start_towns: Any) -> None:
+    limit = 2 * UNREPORTED_PART
+    towns = await start_towns(reads_per_minute=limit)
+    answers = [await read(towns[number % 2], OFFICE) for number in range(2 * limit)]
+    allowed = [answer.status_code != 429 for answer in answers].count(True)
+    assert limit <= allowed <= limit + 2 * 2 * limit // UNREPORTED_PART
+    assert [(await read(town, OFFICE)).status_code for town in towns] == [429, 429]
+    refused = await read(towns[0], OFFICE)
+    # Requests above the limit are counted too, so the client waits longer than for one request.
+    assert int(refused.headers["retry-after"]) >= 60 / limit
+    assert refused.headers["ratelimit"].startswith('"read";r=0;t=')
+    assert (await read(towns[0], CAFE)).status_code == 404
+
+
+@pytest.mark.cluster
+async def test_limits_without_redis_continue_in_each_process_and_are_shared_again(
+    start_towns: Any, tmp_path: Path
+) -> None:
+    with redis_servers.server(tmp_path / "redis") as redis:
+        towns = await start_towns(redis_url=redis.url, logins_per_minute=4, reads_per_minute=4)
+        assert [await towns[number % 2].grpc(OFFICE, "wrong") for number in range(6)][3:] == [
+            "WRONG_CREDENTIALS",
+            "RATE_LIMITED",
+            "RATE_LIMITED",
+        ]
+        redis.kill()
+        for town in towns:
+            codes = [await town.grpc(CAFE, "wrong") for _ in range(5)]
+            assert codes == ["WRONG_CREDENTIALS"] * 4 + ["RATE_LIMITED"]
+            statuses = [(await read(town, CAFE)).status_code for _ in range(5)]
+            assert statuses == [404] * 4 + [429]
+        redis.start()
+        async with asyncio.timeout(SETTLE_WITHIN_S):
+            for number in itertools.count():
+                # Three attempts through each process: more in all than the limit of 4 allows.
+                attempts = [(f"203.0.113.{number}", "wrong", f"user{number}")] * 3
+                if "RATE_LIMITED" in [await town.grpc(*attempt) for town in towns for attempt in attempts]:
+                    break
+                await asyncio.sleep(0.05)

@@ -16,6 +16,7 @@ from services.platform.files import open_data_dir
 from services.platform.kafka.event_log import KafkaLog
 from services.platform.pagination.cursors import KEY_BYTES
 from services.platform.redis.client import Redis
+from services.platform.redis.rate_limits import RedisCounts
 from services.platform.redis.shared_versions import SharedVersions
 from services.platform.redis.versions import RedisVersions
 from services.platform.rpc import errors
@@ -97,9 +98,11 @@ async def open_cluster(settings: Settings, stack: AsyncExitStack) -> Backends:
     stack.push_async_callback(lease.close)
     log = await KafkaLog.open(settings)
     stack.push_async_callback(log.close)
-    return Backends(
-        log, lease.snowflake(), await _mesh_secret(mesh, _CURSOR_KEY), lease.fault, cluster.versions, cluster
-    )
+    cursor_key = await _mesh_secret(mesh, _CURSOR_KEY)
+    counts = RedisCounts(cluster.redis, cursor_key, time.monotonic)
+    await counts.start()
+    stack.push_async_callback(counts.stop)
+    return Backends(log, lease.snowflake(), cursor_key, lease.fault, cluster.versions, counts, cluster)
 
 
 async def _mesh_secret(mesh: Keyspace, name: str) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 from contextlib import AsyncExitStack
 
 from services.platform.config import Settings
 from services.platform.files import load_or_create_key, open_data_dir
 from services.platform.pagination.cursors import KEY_BYTES
 from services.platform.rpc import errors
+from services.platform.rpc.rate_limit_counts import MemoryCounts
 from services.platform.service import Backends
 from services.platform.sqlite.event_log import EmbeddedLog
 from services.platform.sqlite.worker_id import FileLease
@@ -31,4 +33,4 @@ async def open_embedded(settings: Settings, stack: AsyncExitStack) -> Backends:
     log = await EmbeddedLog.open(data_dir / "log.db")
     stack.push_async_callback(log.close)
     ids = lease.snowflake()
-    return Backends(log, ids, cursor_key, ids.fault, MemoryVersions())
+    return Backends(log, ids, cursor_key, ids.fault, MemoryVersions(), MemoryCounts(time.monotonic))

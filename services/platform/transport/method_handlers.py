@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import grpc
@@ -54,8 +54,9 @@ class MethodHandlers:
                     with self._admission.open(client):
                         call = await self._call(endpoint, limit, client, reply, context)
                         request = await read_message(context, call.deadline)
-                        with self._admission.served(client), _account_attempt(limit, endpoint, request, call, client):
-                            return await endpoint.unary(request, call, reply)
+                        with self._admission.served(client):
+                            async with _account_attempt(limit, endpoint, request, call, client):
+                                return await endpoint.unary(request, call, reply)
                 except Exception as error:
                     await reply.refuse(to_roost_error(error, endpoint.method.path, reply.request_id))
                     raise AssertionError("abort returned") from error
@@ -72,7 +73,7 @@ class MethodHandlers:
                     with self._admission.stream(client):
                         call = await self._call(endpoint, limit, client, reply, context)
                         request = await read_message(context, call.deadline)
-                        with _account_attempt(limit, endpoint, request, call, client):
+                        async with _account_attempt(limit, endpoint, request, call, client):
                             async for message in endpoint.stream(request, call, reply):
                                 yield message
                 except Exception as error:
@@ -110,16 +111,16 @@ class MethodHandlers:
         except errors.RoostError:
             if limited is not None:
                 # Calls with an invalid token count for the address, so guessing tokens is limited as well.
-                limited.take(0, client.address).enforce()
+                (await limited.take(0, client.address)).enforce()
             raise
         if limited is not None and identity.caller != OPERATOR:
-            limited.take(identity.actor.user_id, client.address).enforce()
+            (await limited.take(identity.actor.user_id, client.address)).enforce()
         return identity
 
 
 def _account_attempt(
     limit: MethodLimit | None, endpoint: InterceptedMethod, data: bytes, call: Call, client: Client
-) -> AbstractContextManager[None]:
+) -> AbstractAsyncContextManager[None]:
     if limit is None or not limit.names_account or client.is_mesh or call.caller == OPERATOR:
         return nullcontext()
     return limit.attempt(endpoint.parsed(data), call.actor.user_id, client.address)

@@ -133,7 +133,7 @@ class GrpcServer:
             try:
                 with self._admission.stream(client):
                     if not client.is_mesh:
-                        self._rate_limits.count_read(client.address)
+                        await self._rate_limits.count_read(client.address)
                     async for answer in servicer.answers(questions, context):
                         yield answer
             except Exception as error:

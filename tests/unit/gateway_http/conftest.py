@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from services.platform.config import Settings
 from services.platform.health import SERVING, Health
 from services.platform.rpc import errors
 from services.platform.rpc.context import Actor, Call, current
+from services.platform.rpc.rate_limit_counts import MemoryCounts
 from services.platform.rpc.rate_limits import RateLimits
 from services.platform.rpc.reasons import Reason
 
@@ -136,7 +138,7 @@ def make_client(**settings: Any) -> Client:
         FakeVerifier(),  # type: ignore[arg-type]
         given,
         lambda: Health(SERVING, {"tweet": SERVING, "graph": SERVING}),
-        RateLimits(given),
+        RateLimits(given, MemoryCounts(time.monotonic)),
     )
     return Client(gateway, channel)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from gateway_http.rate_limits import headers
-from services.platform.rpc.rate_limits import Bucket
+from services.platform.rpc.token_buckets import Buckets, Limit
 
 
 def test_headers_contain_limit_remaining_and_reset() -> None:
-    bucket = Bucket("post", 6)
+    bucket = Buckets(Limit("post", 6))
     assert headers(bucket.take("a", 0.0), 1000.5) == [
         (b"ratelimit", b'"post";r=5;t=10'),
         (b"ratelimit-policy", b'"post";q=6;w=60'),
