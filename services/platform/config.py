@@ -305,7 +305,8 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "console"] = "auto"
 
     # From here to `admin_calls_per_minute`: the limits of the rate limit classes. A limit applies to each user, or to
-    # each client address if the call is anonymous. An active client makes about 5 reads a second; this limit allows 25.
+    # each client address if the call is anonymous, in the whole mesh: with the cluster backend, Redis counts the calls
+    # of all processes. An active client makes about 5 reads a second; this limit allows 25.
     reads_per_minute: int = Field(default=1_500, ge=1, le=MAX_COUNT)
     # Tweets per minute: far more than a person writes, and too few to fill home timelines with the tweets of one
     # author.

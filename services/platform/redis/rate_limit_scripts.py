@@ -4,7 +4,7 @@
 A bucket is stored as its debt, that is, the microseconds until it is full, and the time at which it had this debt. The
 time is that of the Redis server, so clocks of processes do not matter. If the clock of the server is set back, or after
 a fail-over to a server whose clock is behind, a bucket keeps its debt and refills from then on; a clock that is set
-forward refills buckets early. A bucket that is full has no key: keys expire when their bucket is full.
+forward refills buckets early. A full bucket needs no key, so keys expire soon after their bucket is full.
 
 Names of keys contain no username, e-mail address or client address, only keyed hashes of them, and no run id: buckets
 that survive a fail-over stay valid.
@@ -28,6 +28,8 @@ from services.platform.rpc.token_buckets import SLACK_S, Limit, Verdict, verdict
 SHARDS = 64
 # Maximum number of keys in one call of a script. Redis needs about 2 µs a key, during which it serves no other client.
 KEYS_PER_CALL = 100
+# Milliseconds by which a key outlives its bucket: expiry only frees memory, and what counts is the stored debt.
+TTL_MARGIN_MS = 60_000
 # Seconds for which Redis remembers that an address logged in to an account, after the last log-in.
 OWNER_TTL_S = 30 * 86_400
 # Bytes of a keyed hash in the name of a key: two different names get the same hash with a probability of 2^-96.
@@ -43,18 +45,24 @@ if now == 0 then
   local time = redis.call('TIME')
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
+local function store(key, debt)
+  if debt > 0 then
+    redis.call('SET', key, string.format('%.17g %.17g', debt, now), 'PX', math.ceil(debt / 1000) + {TTL_MARGIN_MS})
+  else
+    redis.call('DEL', key)
+  end
+end
 local function debt_of(key)
   local stored = redis.call('GET', key)
   if not stored then return 0 end
   local debt, at = string.match(stored, '(%S+) (%S+)')
-  return math.max(0, tonumber(debt) - math.max(0, now - tonumber(at)))
-end
-local function store(key, debt)
-  if debt > 0 then
-    redis.call('SET', key, string.format('%.17g %.17g', debt, now), 'PX', math.ceil(debt / 1000))
-  else
-    redis.call('DEL', key)
+  debt, at = tonumber(debt), tonumber(at)
+  if at > now then
+    -- The clock was set back: the bucket refills from now on.
+    store(key, debt)
+    return debt
   end
+  return math.max(0, debt - (now - at))
 end
 local function add(key, cost)
   local debt = math.max(0, debt_of(key) + cost)
