@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from roost_cli import options
-from roost_cli.bench import home, local_mesh, posts, table
+from roost_cli.bench import delivery, home, local_mesh, login, other_reads, posts, reads, table
 
 MAX_CALLERS = 1_000
 MAX_POSTS_PER_SECOND = 100_000
@@ -16,6 +16,9 @@ MAX_POSTS_PER_SECOND = 100_000
 Rounds = Annotated[int, typer.Option("--rounds", min=1, max=home.MAX_ROUNDS, help="The number of rounds per server.")]
 Seconds = Annotated[
     int, typer.Option("--seconds", min=1, max=home.MAX_SECONDS, help="The length of a round in seconds.")
+]
+Connections = Annotated[
+    int, typer.Option("--connections", min=1, max=home.MAX_CONNECTIONS, help="The number of HTTP connections.")
 ]
 Markdown = Annotated[
     Path | None,
@@ -39,9 +42,7 @@ bench = typer.Typer(
 def bench_home(
     rounds: Rounds = 3,
     seconds: Seconds = 3,
-    connections: Annotated[
-        int, typer.Option("--connections", min=1, max=home.MAX_CONNECTIONS, help="The number of HTTP connections.")
-    ] = 16,
+    connections: Connections = 16,
     posts: Annotated[
         int,
         typer.Option(
@@ -58,8 +59,8 @@ def bench_home(
 ) -> None:
     """Measure first pages of home timelines: unchanged, with 1 post per 100 reads, with posts at a constant rate, and
     cold if the mesh was just started. Needs wrk."""
-    plan = home.BenchPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections, posts)
-    home.run(plan, local_mesh.find(grpc, http), table.Output(markdown, ci))
+    plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
+    home.run(plan, posts, local_mesh.find(grpc, http), table.Output(markdown, ci))
 
 
 @bench.command("posts")
@@ -86,6 +87,73 @@ def bench_posts(
     """Measure durable posts with their fan-out, and the time until tweets are in the followers' home timelines."""
     plan = posts.PostsPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), callers, rate)
     posts.run(plan, local_mesh.find(grpc, http), table.Output(markdown, ci))
+
+
+@bench.command("thread")
+def bench_thread(
+    rounds: Rounds = 3,
+    seconds: Seconds = 3,
+    connections: Connections = 16,
+    markdown: Markdown = None,
+    http: Http = None,
+    grpc: options.Grpc = None,
+) -> None:
+    """Measure reads of threads that have replies. Needs wrk."""
+    plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
+    other_reads.run(other_reads.Read.THREAD, plan, local_mesh.find(grpc, http), table.Output(markdown))
+
+
+@bench.command("search")
+def bench_search(
+    rounds: Rounds = 3,
+    seconds: Seconds = 3,
+    connections: Connections = 16,
+    markdown: Markdown = None,
+    http: Http = None,
+    grpc: options.Grpc = None,
+) -> None:
+    """Measure searches for tweets with a word. Needs wrk."""
+    plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
+    other_reads.run(other_reads.Read.SEARCH, plan, local_mesh.find(grpc, http), table.Output(markdown))
+
+
+@bench.command("login")
+def bench_login(
+    rounds: Rounds = 3,
+    seconds: Seconds = 5,
+    callers: Annotated[
+        int, typer.Option("--callers", min=1, max=MAX_CALLERS, help="The number of concurrent callers.")
+    ] = 4,
+    markdown: Markdown = None,
+    ci: Ci = False,
+    http: Http = None,
+    grpc: options.Grpc = None,
+) -> None:
+    """Measure log-ins, and the check of a password alone."""
+    found = local_mesh.find(grpc, http)
+    login.run(rounds, min(seconds, home.MAX_SECONDS // rounds), callers, found, table.Output(markdown, ci))
+
+
+@bench.command("delivery")
+def bench_delivery(
+    rounds: Rounds = 3,
+    seconds: Seconds = 5,
+    posts: Annotated[
+        int,
+        typer.Option(
+            "--posts",
+            min=0,
+            max=home.MAX_POSTS,
+            help="Other tweets posted per second in rounds of their own; 0 leaves those rounds out.",
+        ),
+    ] = home.DEFAULT_POSTS,
+    markdown: Markdown = None,
+    http: Http = None,
+    grpc: options.Grpc = None,
+) -> None:
+    """Measure the time from the response to a post until followers read the tweet."""
+    found = local_mesh.find(grpc, http)
+    delivery.run(rounds, min(seconds, home.MAX_SECONDS // rounds), posts, found, table.Output(markdown))
 
 
 @bench.command("fanout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from roost_cli.bench import baseline_server, http_load
 from roost_cli.exit_codes import FAULTS, CommandError
 
 HOME = "/v1/timelines/home"
+# Words that a search may be about.
+_WORD = re.compile(r"\b[a-zA-Z]{4,20}\b")
 # The kinds of tweets that the pages of a mutated graph have.
 MUTATED = ("replies", "retweets", "quotes")
 
@@ -23,13 +26,17 @@ MUTATED = ("replies", "retweets", "quotes")
 class Pages:
     """The result of reading all home timelines once: the headers and body of the page that the baseline returns, the
     latency of each read in seconds, the size of all bodies together, the ids of the tweets on all pages, ascending, the
-    mean number of tweets per page, and the mean number of tweets per page of each kind, such as `replies`."""
+    ids of the threads that have a reply on a page, words of the texts, the authors on the page of each reader, the mean
+    number of tweets per page, and the mean number of tweets per page of each kind, such as `replies`."""
 
     headers: baseline_server.Headers
     body: bytes
     latencies_s: Sequence[float]
     bytes: int
     tweet_ids: Sequence[str]
+    threads: Sequence[str]
+    words: Sequence[str]
+    authors: Sequence[frozenset[int]]
     tweets_each: float
     kinds_each: Mapping[str, float]
 
@@ -77,8 +84,22 @@ async def first_pages(address: str, tokens: Sequence[str], shown: progress.Progr
     mean = size / len(read)
     nearest = min(read, key=lambda answer: abs(len(answer.body) - mean))
     ids = sorted({tweet["id"] for tweet in tweets}, key=int)
+    threads = sorted({tweet["conversation_id"] for tweet in tweets if tweet["reply_to_id"] != "0"})
+    words = sorted({word.lower() for tweet in tweets for word in _WORD.findall(tweet["text"])})
+    authors = [frozenset(int(tweet["author_id"]) for tweet in page) for page in pages]
     kinds = {name: count / len(read) for name, count in count_kinds(tweets).items()}
-    return Pages(nearest.headers, nearest.body, latencies_s, size, ids, len(tweets) / len(read), kinds)
+    return Pages(
+        headers=nearest.headers,
+        body=nearest.body,
+        latencies_s=latencies_s,
+        bytes=size,
+        tweet_ids=ids,
+        threads=threads,
+        words=words,
+        authors=authors,
+        tweets_each=len(tweets) / len(read),
+        kinds_each=kinds,
+    )
 
 
 def count_kinds(tweets: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -57,15 +57,25 @@ def find(grpc: str | None, http: str | None) -> LocalMesh:
 async def access_tokens(mesh: LocalMesh) -> dict[int, str]:
     """Returns the access tokens of all active users by user id, ascending, at most MAX_USERS. Raises CommandError if
     there are none."""
+    async with connection.connect(mesh.target) as channels:
+        try:
+            ids = [user.user.id async for user in scan_users(channels[0], mesh.target.operator())]
+        except grpc_lib.aio.AioRpcError as error:
+            raise call_error(error, "reading the users of the mesh") from error
+    tokens = await tokens_of(mesh, ids[:MAX_USERS])
+    if not tokens:
+        raise CommandError("the mesh has no users: load a graph first with `roost load`")
+    return tokens
+
+
+async def tokens_of(mesh: LocalMesh, user_ids: Sequence[int]) -> dict[int, str]:
+    """Returns the access tokens of the active ones of these users, by user id. Raises CommandError if a call fails."""
     tokens: dict[int, str] = {}
     async with connection.connect(mesh.target) as channels:
         stub = auth_service_pb2_grpc.AuthServiceStub(channels[0])
         try:
-            ids = [user.user.id async for user in scan_users(channels[0], mesh.target.operator())]
-            for some in batches(ids[:MAX_USERS], MINT_BATCH):
+            for some in batches(user_ids, MINT_BATCH):
                 tokens |= await mint(stub, mesh.target.operator(), some, DEFAULT_TTL_S)
         except grpc_lib.aio.AioRpcError as error:
             raise call_error(error, "minting tokens") from error
-    if not tokens:
-        raise CommandError("the mesh has no users: load a graph first with `roost load`")
     return tokens

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
-# Number of words of a text. The mean length, 90 characters, is that of real tweets.
+# Number of words of a text. The mean length, 80 characters, is about that of real tweets.
 WORDS = range(8, 20)
+# Number of different words. Their frequencies follow Zipf's law, as in natural languages: the word with rank r is r times
+# rarer than the first. So a search finds as many tweets as in real ones.
+VOCABULARY = 5_000
 # Share of texts with a hashtag: in the TweetEval data set, 39 % of real tweets have one.
 HASHTAG_SHARE = 0.39
 HASHTAGS = 500
-_TEXT = (
-    "the bus was late again and nobody knew why so we walked home through rain with two bags of fruit while your "
-    "sister kept talking about that film from last summer which I never saw because tickets were gone before noon"
-)
-_WORDS = _TEXT.split()
+_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
+
+
+def _vocabulary() -> list[str]:
+    """Returns VOCABULARY different words of two to three syllables, such as `bade` or `lokuni`."""
+    syllables = [consonant + vowel for consonant in _CONSONANTS for vowel in _VOWELS]
+    words = (one + other + last for last in ("", *syllables) for one in syllables for other in syllables)
+    return list(itertools.islice(words, VOCABULARY))
+
+
+_WORDS = _vocabulary()
+_CUMULATIVE = list(itertools.accumulate(1 / rank for rank in range(1, VOCABULARY + 1)))
 
 
 class TweetTexts:
@@ -24,7 +35,7 @@ class TweetTexts:
 
     def next(self) -> str:
         """Returns a text of 8 to 19 words and sometimes a hashtag, which fits into a tweet."""
-        words = self._chance.choices(_WORDS, k=self._chance.choice(WORDS))
+        words = self._chance.choices(_WORDS, cum_weights=_CUMULATIVE, k=self._chance.choice(WORDS))
         if self._chance.random() < HASHTAG_SHARE:
             words.append(f"#topic{self._chance.randrange(HASHTAGS)}")
         return " ".join(words)

@@ -10,11 +10,20 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from roost.tweet.v1 import (
+    reply_service_pb2,
+    reply_service_pb2_grpc,
+    tweet_service_pb2,
+    tweet_service_pb2_grpc,
+)
 
+from roost_cli import connection
 from roost_cli.bench import table
 from roost_cli.commands import run
 from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.load import command, edge_list
+from roost_cli.scans import scan_users
+from roost_cli.tokens import TokenCache
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not on PATH (apt-get install wrk)")
 pytestmark = [
@@ -58,8 +67,18 @@ async def bench(
     child = await launcher.start()
     try:
         graph = edge_list.parse(["1 2", "2 3", "3 1"])
-        usable, blank = command.tweet_lines(b"one\ntwo\nthree\nfour\n", "t.txt")
+        usable, blank = command.tweet_lines(b"one\nsecond\nthird\nfourth\n", "t.txt")
         await command._load(child.target, graph, usable, blank, seed=1, concurrency=4)
+        async with connection.connect(child.target) as channels:
+            actors = TokenCache(channels[0], child.target.operator())
+            users = [user.user.id async for user in scan_users(channels[0], child.target.operator())]
+            await actors.admit(users)
+            stubs = (tweet_service_pb2_grpc.TweetServiceStub, reply_service_pb2_grpc.ReplyServiceStub)
+            tweets, replies = (stub(channels[0]) for stub in stubs)
+            me = await actors.act_as(users[0])
+            posted = await tweets.CreateTweet(tweet_service_pb2.CreateTweetRequest(text="first"), metadata=me)
+            reply = reply_service_pb2.CreateReplyRequest(tweet_id=posted.tweet.id, text="answer")
+            await replies.CreateReply(reply, metadata=me)
         # After a start all home timelines are cold.
         await child.stop()
         child = await launcher.start()
@@ -79,7 +98,7 @@ async def test_bench_home_measures_cold_unchanged_and_changing_pages(bench: Benc
         "10 posts/s",
         "bare uvicorn",
     ]
-    assert "3 readers, 4.0 tweets a page" in output
+    assert "3 readers, 6.0 tweets a page" in output
     assert "is not mutated" in output
     for name in ("reads/s", "CPU µs a read", "CPU µs a read ÷ bare uvicorn"):
         assert all(figure(cell) > 0 for cell in cells[name])
@@ -101,3 +120,30 @@ async def test_bench_posts_measures_delivery_to_all_followers(bench: Bench) -> N
     assert cells["home timelines a post"] == ["2.0", ""]
     assert figure(cells["delivery p99 ms"][0]) >= figure(cells["delivery p50 ms"][0]) >= 0
     assert "4 callers, closed loop" in output
+
+
+@needs_wrk
+@pytest.mark.parametrize("workload", ["thread", "search"])
+async def test_bench_reads_compare_with_bare_server(bench: Bench, workload: str) -> None:
+    cells, _ = await bench.run(workload, "--connections", "2")
+    assert cells[""] == ["Roost", "bare uvicorn"]
+    assert figure(cells["CPU µs a read ÷ bare uvicorn"][0]) > 1
+    assert [figure(cell) > 0 for cell in cells["bytes an answer"]] == [True, True]
+
+
+async def test_bench_login_compares_with_bcrypt(bench: Bench) -> None:
+    cells, output = await bench.run("login", "--callers", "2")
+    assert cells[""] == ["Roost", "bcrypt alone"]
+    assert all(figure(cell) > 0 for cell in cells["CPU ms a log-in"])
+    # The accounts of the measurement are deactivated, so they do not take part in later ones.
+    _, output = await bench.run("delivery")
+    assert "3 readers" in output
+
+
+async def test_bench_delivery_measures_until_followers_see_tweet(bench: Bench) -> None:
+    cells, _ = await bench.run("delivery", "--posts", "10")
+    assert cells[""] == ["idle", "10 posts/s"]
+    for column in (0, 1):
+        assert figure(cells["tweets"][column]) > 0
+        percentiles = [figure(cells[f"seen after the 201, {name} ms"][column]) for name in ("p50", "p95", "p99")]
+        assert 0 < percentiles[0] <= percentiles[1] <= percentiles[2]

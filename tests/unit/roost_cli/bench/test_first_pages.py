@@ -15,7 +15,9 @@ def tweet(**fields: str) -> dict[str, object]:
 
 
 def pages(**kinds: float) -> Pages:
-    return Pages([], b"", [0.1, 0.2], 100, [], 20.0, {"replies": 0.0, "retweets": 0.0, "quotes": 0.0} | kinds)
+    return Pages(
+        [], b"", [0.1, 0.2], 100, [], [], [], [], 20.0, {"replies": 0.0, "retweets": 0.0, "quotes": 0.0} | kinds
+    )
 
 
 def test_count_kinds_counts_tweet_of_two_kinds_twice() -> None:

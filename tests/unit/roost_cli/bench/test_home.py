@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from roost_cli.bench import home, table, wrk
+from roost_cli.bench import home, reads, table, wrk
 from roost_cli.exit_codes import CommandError
 
 
@@ -14,8 +14,8 @@ def figures(requests: int = 1_000, *, refused: int = 0, broken: int = 0, p50_ms:
     return wrk.Figures(requests, 2.0, requests * 500, p50_ms, 10.0, refused, broken)
 
 
-def round_of(reads: int = 1_000, *, cpu_s: float = 0.2, posts_s: Sequence[float] = ()) -> home.Round:
-    return home.Round(reads, 2.0, 2.0, 10.0, reads * 500, cpu_s, posts_s)
+def round_of(count: int = 1_000, *, cpu_s: float = 0.2, posts_s: Sequence[float] = ()) -> reads.Round:
+    return reads.Round(count, 2.0, 2.0, 10.0, count * 500, cpu_s, posts_s)
 
 
 def test_round_computes_figures_per_read() -> None:
@@ -28,9 +28,9 @@ def test_compare_rounds_contains_ratio_of_each_column() -> None:
     cases = {
         home.UNCHANGED: [round_of(), round_of(2_000), round_of(4_000)],
         home.PACED: [round_of(cpu_s=0.4, posts_s=[0.001] * 10)] * 3,
-        home.BARE: [round_of(4_000, cpu_s=0.4)] * 3,
+        reads.BARE: [round_of(4_000, cpu_s=0.4)] * 3,
     }
-    found = table.compare(cases, home.MEASURES, home.BARE)
+    found = table.compare(cases, reads.MEASURES, reads.BARE)
     rows = {line[0]: line[1:] for line in found.lines}
     assert rows["reads/s"] == ["1,000 (500–2,000)", "500", "2,000"]
     assert rows["CPU µs a read"] == ["100 (50–200)", "400", "100"]
@@ -45,5 +45,5 @@ def test_compare_rounds_contains_ratio_of_each_column() -> None:
 @pytest.mark.parametrize("seen", [figures(refused=1), figures(broken=1), figures(0)])
 def test_check_failed_requests_raise_command_error(seen: wrk.Figures) -> None:
     with pytest.raises(CommandError, match="are not valid"):
-        home.check_run("mesh", seen)
-    home.check_run("mesh", figures())
+        reads.check_run("mesh", seen)
+    reads.check_run("mesh", figures())

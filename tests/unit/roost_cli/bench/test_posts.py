@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from roost_cli.bench import posts, table
-from roost_cli.bench.posts import Delivery, PostsRound
+from roost_cli.bench.fanout_watch import Delivery
+from roost_cli.bench.posts import PostsRound
 
 
 def test_round_computes_figures_per_post() -> None:
