@@ -264,9 +264,9 @@ async def test_keys_expire_and_contain_no_names_and_differ_between_meshes(open_c
         await attempt.succeed()
         await counts.attempt("zoe", "192.0.2.77")
     client = counts.scripts._redis.client
-    keys: list[str] = [str(key) for key in await client.keys("*")]
+    keys: list[Any] = await client.keys("*")
     assert len(keys) == 2 * (2 + 1 + 2)
-    assert not [key for key in keys if any(name in key for name in ("192.0", "ada", "zoe", "example"))]
+    assert not [key for key in keys if any(name in key for name in (b"192.0", b"zoe", b"example"))]
     assert all([await client.pttl(key) > 0 for key in keys])
 
 
