@@ -17,6 +17,7 @@ from prometheus_client import REGISTRY
 from services.platform.config import Settings
 from services.platform.log_events import LogEvent
 from services.platform.redis.client import Redis
+from services.platform.redis.connection import RedisConnection
 from services.platform.redis.rate_limits import MAX_UNREPORTED, UNREPORTED_PART, RedisCounts
 from services.platform.rpc.rate_limit_counts import FAILURES, Counter, MemoryCounts, RateLimitCounts
 from services.platform.rpc.token_buckets import Limit, Verdict
@@ -204,6 +205,25 @@ async def test_flood_through_two_processes_allows_limit_and_unreported_requests_
     verdicts = await asyncio.gather(*(counter.take(7) for counter in counters for _ in range(2 * limit.calls)))
     allowed = sum(verdict.allowed for verdict in verdicts)
     assert limit.calls <= allowed <= limit.calls * (1 + 2 * 2 / UNREPORTED_PART)
+
+
+async def test_requests_below_unreported_maximum_send_nothing_to_redis(
+    open_counts: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = (await open_counts(url())).counter(Limit("x", 10 * UNREPORTED_PART), exact=False)
+    sent: list[bytes] = []
+    execute = RedisConnection.execute
+
+    def recording(connection: RedisConnection, payload: bytes, replies: int) -> asyncio.Future[list[Any]]:
+        sent.append(payload)
+        return execute(connection, payload, replies)
+
+    monkeypatch.setattr(RedisConnection, "execute", recording)
+    for _ in range(10):
+        await counter.take(7)
+    assert not sent
+    await counter.take(7)
+    assert len(sent) == 1
 
 
 async def test_worker_reports_without_further_requests(open_counts: Open) -> None:
