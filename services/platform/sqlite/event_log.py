@@ -17,6 +17,7 @@ from services.platform.events.worker_loop import RETRY_FIRST_S, WorkerLoop
 from services.platform.ids.snowflake import wall_clock_ms
 from services.platform.rpc import errors
 from services.platform.sqlite.database import Database
+from services.platform.sqlite.log_tail import LogTail
 
 # Seconds after which the offset of an applied batch is stored. A crash applies the events of this time again. A
 # transaction for each batch would cost as much as the append of its events.
@@ -61,10 +62,9 @@ _SWEEP = """DELETE FROM event WHERE event_offset IN (SELECT event_offset FROM ev
 
 
 class _Appended(NamedTuple):
-    """The result of an append: the topics of the events, and the offset of the last one."""
+    """The result of an append: the events with their offsets."""
 
-    topics: frozenset[str]
-    head: int
+    events: Sequence[ConsumedEvent]
 
 
 class EmbeddedLog(EventLog):
@@ -76,7 +76,8 @@ class EmbeddedLog(EventLog):
         self.clock_ms = clock_ms
         self.retry_first_s = retry_first_s
         self.running: dict[str, EmbeddedConsumer] = {}
-        db.on_commit(self._wake)
+        self.tail = LogTail()
+        db.on_commit(self._committed)
         self._offsets = WorkerLoop("event-log-offsets", self._store_offsets)
         self._offsets.start()
         # Runs while a consumer has an offset that is not stored.
@@ -97,8 +98,10 @@ class EmbeddedLog(EventLog):
 
         def insert(connection: sqlite3.Connection) -> _Appended:
             connection.executemany(_APPEND, [(now, *record) for record in records])
+            # AUTOINCREMENT gives a transaction of the only writer consecutive offsets.
             (head,) = connection.execute(_HEAD).fetchone()
-            return _Appended(frozenset(record.topic for record in records), head)
+            first = head - len(records) + 1
+            return _Appended([ConsumedEvent(first + at, now, *record) for at, record in enumerate(records)])
 
         if records:
             await self.db.write(insert)
@@ -137,7 +140,10 @@ class EmbeddedLog(EventLog):
             connection.execute(_SWEEP_DEAD, (now - DEAD_LETTERS_KEPT_S * 1000,))
             return connection.execute(_SWEEP, (now - event_log.RETENTION_S * 1000, SWEEP_ROWS)).rowcount
 
-        return await self.db.write(delete, quiet=True)
+        deleted = await self.db.write(delete, quiet=True)
+        if deleted:
+            self.tail.clear()
+        return deleted
 
     async def close(self) -> None:
         await self._sweeper.stop()
@@ -159,20 +165,27 @@ class EmbeddedLog(EventLog):
             await consumer.store_offset()
         return False
 
-    def _wake(self, committed: Sequence[Any]) -> None:
+    def _committed(self, committed: Sequence[Any]) -> None:
         # The database calls this method after each commit. `append` does not wake the consumers itself, because its
         # caller may be cancelled before the commit. Writes without events are quiet and do not call this method.
         #
-        # Only consumers of the appended topics are woken: each step costs a query in another thread, and most events
-        # concern three of the eight consumers.
-        appended = [result for result in committed if isinstance(result, _Appended)]
-        concerns_all = len(appended) < len(committed)
-        topics = frozenset().union(*(result.topics for result in appended))
+        # Only consumers of the appended topics are woken, because most events concern three of the eight consumers.
+        appended: list[ConsumedEvent] = []
+        concerns_all = False
+        for result in committed:
+            if isinstance(result, _Appended):
+                self.tail.extend(result.events)
+                appended += result.events
+            else:
+                # A redrive appends events that are not in its result.
+                self.tail.clear()
+                concerns_all = True
+        topics = {event.topic for event in appended}
         for consumer in self.running.values():
             if concerns_all or not topics.isdisjoint(consumer.topics):
                 consumer.worker.wake()
             else:
-                consumer.skip(appended[-1].head)
+                consumer.skip(appended[-1].offset)
 
     async def _sweep_all(self) -> bool:
         more = await self.sweep() == SWEEP_ROWS
@@ -276,12 +289,16 @@ class EmbeddedConsumer(Consumer):
             rows = connection.execute(_FETCH, (position, self._topics, self._max_batch))
             return [ConsumedEvent(*row) for row in rows], connection.execute(_HEAD).fetchone()[0]
 
-        batch, head = await self._log.db.read(fetch)
+        recent = self._log.tail.after(position, self.topics, self._max_batch)
+        batch, head = await self._log.db.read(fetch) if recent is None else recent
         if batch:
             await apply_with_dead_letters(self._group, batch, self._apply, self.worker.backoff, self._store_dead_letter)
         # If the batch is not full, no events of these topics are left before the head: the position moves to the
         # head, past the events of other topics.
         full = len(batch) == self._max_batch
+        if full:
+            # Neither the tail nor `apply` may have suspended this task, and a next batch follows at once.
+            await asyncio.sleep(0)
         reached = batch[-1].offset if full else head
         if seeks == self._seeks:
             self.position = reached

@@ -140,12 +140,14 @@ class Generation:
         # Layers of uncommitted changes, newest first: the layer to which changes are added, and during a commit, or
         # after a failed commit, also the layer that the commit writes.
         self._layers = [UncommittedChanges()]
+        # No document of the collection in the index has a higher id.
+        self._highest_ids = {kind: max(_page(self._searcher, kind, _all(kind), 0, 1), default=0) for kind in Collection}
 
     @classmethod
     async def open(cls, folder: Path, threads: TantivyThreads) -> Self:
         """Opens the index in the folder, or creates one. Raises ValueError if the index in the folder cannot be read or
         has another schema."""
-        return cls(await asyncio.to_thread(_open, folder), threads)
+        return await asyncio.to_thread(lambda: cls(_open(folder), threads))
 
     @property
     def uncommitted_count(self) -> int:
@@ -156,12 +158,9 @@ class Generation:
         """Returns the number of documents in the collection, committed and uncommitted."""
         layers, searcher = tuple(self._layers), self._searcher
         fresh = _uncommitted_documents(layers, collection)
-        of_kind = tantivy.Query.range_query(
-            _SCHEMA, collection.value, tantivy.FieldType.Integer, lower_bound=1, include_upper=True
-        )
 
         def committed() -> int:
-            everything: int = searcher.search(of_kind, 1).count  # type: ignore[attr-defined]  # its stub leaves it out
+            everything: int = searcher.search(_all(collection), 1).count  # type: ignore[attr-defined]  # its stub leaves it out
             return everything - len(_stored(searcher, collection, list(fresh), _VERSION))
 
         return await self._search(committed) + sum(document is not None for document in fresh.values())
@@ -171,10 +170,17 @@ class Generation:
         # The layers are copied because a layer that is committed during the await below leaves `self._layers`, and
         # `searcher` does not contain it.
         layers, searcher = tuple(self._layers), self._searcher
-        wanted = {kind: [c.id for c in changes if c.collection is kind and c.document] for kind in Collection}
-        stored = await self._search(
-            lambda: {kind: _stored(searcher, kind, ids, _VERSION) for kind, ids in wanted.items() if ids}
-        )
+        wanted = {
+            kind: [c.id for c in changes if c.collection is kind and c.document and c.id <= highest_id]
+            for kind, highest_id in self._highest_ids.items()
+        }
+        stored: dict[Collection, dict[int, int]] = {}
+        # False if all documents are new, as after most posts: the search would cost more than the rest of this method.
+        if any(wanted.values()):
+            stored = await self._search(
+                lambda: {kind: _stored(searcher, kind, ids, _VERSION) for kind, ids in wanted.items() if ids}
+            )
+        self._raise_highest_ids(changes)
         for change in changes:
             document = change.document
             if document is None or document.version >= self._version(change, layers, stored):
@@ -184,6 +190,7 @@ class Generation:
         """Adds documents to the index without storing them in memory. Searches find them after the next commit. Raises
         OSError if the disk fails, or if an earlier failed write has lost documents that were added and not
         committed."""
+        self._raise_highest_ids(changes)
         await self._writer.add(changes)
 
     async def commit(self) -> None:
@@ -294,6 +301,10 @@ class Generation:
         """Discards uncommitted changes and releases the folder. Searches in progress can finish."""
         await self._writer.close()
 
+    def _raise_highest_ids(self, changes: Sequence[IndexChange]) -> None:
+        for change in changes:
+            self._highest_ids[change.collection] = max(self._highest_ids[change.collection], change.id)
+
     def _version(
         self, change: IndexChange, layers: Sequence[UncommittedChanges], stored: dict[Collection, dict[int, int]]
     ) -> int:
@@ -390,6 +401,13 @@ def _range(field: str, **bounds: Any) -> tantivy.Query:
 
 def _below(query: tantivy.Query, collection: Collection, bound: int) -> tantivy.Query:
     return _narrowed(query, _range(collection.value, upper_bound=bound - 1)) if bound else query
+
+
+def _all(collection: Collection) -> tantivy.Query:
+    """Returns a query that matches every document of the collection."""
+    return tantivy.Query.range_query(
+        _SCHEMA, collection.value, tantivy.FieldType.Integer, lower_bound=1, include_upper=True
+    )
 
 
 def _page(

@@ -137,6 +137,37 @@ async def test_append_commit_wakes_consumer(
     await received(sink, [1])
 
 
+async def test_consumer_that_is_up_to_date_reads_appended_events_without_query(
+    log: EmbeddedLog, sink: Sink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.append(records(1, 2))
+    consumer = await start(log, sink)
+    await received(sink, [1, 2])
+    await consumer.worker.idle.wait()
+
+    async def read(_: Any) -> Any:
+        pytest.fail("a query")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.db, "read", read)
+        await log.append(records(3))
+        await log.append(records(4, topic="user.followed"))
+        await log.append(records(5, 6))
+        await received(sink, [1, 2, 3, 5, 6])
+    # Behind the tail, which begins with event 3.
+    await consumer.seek(offset=2)
+    await received(sink, [1, 2, 3, 5, 6, 2, 3, 5, 6])
+
+
+async def test_sweep_drops_deleted_events_from_memory(log: EmbeddedLog, clock: Clock, sink: Sink) -> None:
+    await log.append(records(1, 2))
+    clock.now_ms += event_log.RETENTION_S * 1000 + 1
+    assert await log.sweep() == 2
+    await start(log, sink)
+    await log.append(records(3))
+    await received(sink, [3])
+
+
 async def test_unapplied_batch_is_delivered_after_kill(tmp_path: Path, clock: Clock, sink: Sink) -> None:
     """Like kill -9: the task is cancelled during `apply`, and only the file is closed properly."""
     log = await EmbeddedLog.open(tmp_path / "x.db", clock)

@@ -19,8 +19,8 @@ from tests.waiting import wait_until
 TWEETS = Collection.TWEETS
 
 
-def tweet(key: int) -> IndexChange:
-    return IndexChange(TWEETS, key, Document(key, 0, 1, ("#tag",), ("word",)))
+def tweet(key: int, version: int = 0, word: str = "word") -> IndexChange:
+    return IndexChange(TWEETS, key, Document(key, version, 1, ("#tag",), (word,)))
 
 
 async def found(index: EmbeddedSearchIndex) -> list[int]:
@@ -113,6 +113,31 @@ async def test_apply_commits_in_background(index: EmbeddedSearchIndex, monkeypat
     monkeypatch.setattr(tantivy_store, "COMMIT_AT_CHANGES", 0)
     await index.apply([tweet(1)], 5)
     await wait_until(lambda: index.position == 5)
+
+
+async def test_apply_older_version_after_build_or_restart_is_ignored(tmp_path: Path) -> None:
+    index = await EmbeddedSearchIndex.open(tmp_path / "search")
+    await index.begin()
+    await index.fill([tweet(7, version=2)])
+    await index.finish()
+    await index.apply([tweet(7, version=1, word="old"), tweet(8, version=2)], 1)
+    await index.close()
+    index = await EmbeddedSearchIndex.open(tmp_path / "search")
+    await index.apply([tweet(7, version=1, word="old"), tweet(8, version=1, word="old"), tweet(9)], 2)
+    assert await found(index) == [9, 8, 7]
+    await index.close()
+
+
+async def test_apply_new_documents_searches_nothing(
+    index: EmbeddedSearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await index.apply([tweet(3)])
+    await index.commit()
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "_stored", lambda *_: pytest.fail("a search"))
+        await index.apply([tweet(4), tweet(5)])
+    await index.apply([tweet(2), tweet(4, version=1)])
+    assert await found(index) == [5, 4, 3, 2]
 
 
 async def test_open_second_owner_raises_failed_precondition(index: EmbeddedSearchIndex, tmp_path: Path) -> None:
