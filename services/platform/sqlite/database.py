@@ -12,9 +12,9 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import structlog
 
@@ -27,9 +27,9 @@ from services.platform.sqlite.lockfile import LockFile
 
 T = TypeVar("T")
 Unit = Callable[[sqlite3.Connection], T]
-# A function that is called after a commit with the results of its units.
+# A function that is called after a commit with the objects that its units announced.
 Hook = Callable[[Sequence[Any]], None]
-_Job = tuple[Unit[Any], "asyncio.Future[Any]", bool]
+_Job = tuple[Unit[Any], "asyncio.Future[Any]"]
 _Outcome = tuple["asyncio.Future[Any]", Any, BaseException | None]
 
 # Maximum number of queued units of work, for reads and for writes each: about 0.1 s of work (measured). Beyond it units
@@ -51,6 +51,18 @@ CACHE_KIB = 16 * 1024  # Size of the page cache of each of the 1 + READERS conne
 log = structlog.get_logger(__name__)
 
 
+class _WriteConnection(sqlite3.Connection):
+    """The connection of the writer thread, with the announcements of the current transaction."""
+
+    announced: list[Any]
+
+
+def announce(connection: sqlite3.Connection, objects: Iterable[Any]) -> None:
+    """Makes a unit of work of `Database.write` pass objects to the hooks of `on_commit`. Nothing is passed on if the
+    unit fails or its commit does."""
+    cast(_WriteConnection, connection).announced.extend(objects)
+
+
 class Database:
     """One SQLite file (WAL, synchronous=FULL) that one process owns by a lock file. Use it on one event loop only.
 
@@ -58,7 +70,7 @@ class Database:
     must bind every value with `?`, and must share no mutable state with the event loop.
     """
 
-    def __init__(self, path: Path, lock: LockFile, writer: sqlite3.Connection, *readers: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, lock: LockFile, writer: _WriteConnection, *readers: sqlite3.Connection) -> None:
         self._path = path
         self._lock = lock
         self._writer = writer
@@ -80,25 +92,24 @@ class Database:
         """
         return cls(path, *await asyncio.to_thread(_open, path, migrations))
 
-    async def write(self, unit: Unit[T], quiet: bool = False) -> T:
-        """Runs `unit` in the writer thread; returns its result once the unit is durable. If `quiet` is true, the hooks
-        of `on_commit` are not called for this write.
+    async def write(self, unit: Unit[T]) -> T:
+        """Runs `unit` in the writer thread; returns its result once the unit is durable.
 
         An exception in `unit` undoes that unit only and is raised here. Raises UNAVAILABLE if the disk fails, and
         RESOURCE_EXHAUSTED if MAX_QUEUED units are queued; nothing is stored then. If the caller is cancelled, the unit
         may or may not be stored.
         """
-        return await self._writes.run(unit, quiet)
+        return await self._writes.run(unit)
 
     async def read(self, unit: Unit[T]) -> T:
         """Runs `unit` in a reader thread, on a snapshot that contains every write that returned before. Raises
         UNAVAILABLE if the disk fails, RESOURCE_EXHAUSTED if MAX_QUEUED units are queued, and the exceptions of
         `unit`."""
-        return await self._reads.run(unit, True)
+        return await self._reads.run(unit)
 
     def on_commit(self, hook: Hook) -> None:
-        """Calls `hook` on the event loop after each commit with a write that is not quiet, with the results of these
-        writes. The hook must be fast and must not raise."""
+        """Calls `hook` on the event loop after each commit of units that called `announce`, in the order of the commits,
+        with the announced objects. The hook must be fast and must not raise."""
         self._hooks.append(hook)
 
     async def wipe_log(self) -> None:
@@ -143,17 +154,18 @@ class Database:
                 continue
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
-                outcomes = [self._run_in_savepoint(unit, future) for unit, future, _ in group]
+                self._writer.announced = []
+                outcomes = [self._run_in_savepoint(unit, future) for unit, future in group]
                 self._writer.execute("COMMIT")
-                loud = [outcome for outcome, (*_, quiet) in zip(outcomes, group, strict=True) if not quiet]
-                self._writes.resolve(outcomes, self._hooks, [result for _, result, failure in loud if failure is None])
+                self._writes.resolve(outcomes, self._hooks, self._writer.announced)
             except Exception as error:
                 log.error(LogEvent.COMMIT_FAILED, units=len(group), error=repr(error))
                 _roll_back(self._writer)
                 # A separate exception for each, because a shared one would collect the tracebacks of all callers.
-                self._writes.resolve([(future, None, self._to_roost_error(error)) for _, future, _ in group])
+                self._writes.resolve([(future, None, self._to_roost_error(error)) for _, future in group])
 
     def _run_in_savepoint(self, unit: Unit[Any], future: asyncio.Future[Any]) -> _Outcome:
+        announced = len(self._writer.announced)
         outcome = self._run(self._writer, "SAVEPOINT unit", unit, future)
         if not self._writer.in_transaction:
             # SQLite rolled back the whole transaction (for example on a full disk), with the earlier units of the
@@ -161,6 +173,7 @@ class Database:
             raise RuntimeError("a unit of work ended its group's transaction") from outcome[2]
         if outcome[2] is not None:
             self._writer.execute("ROLLBACK TO unit")
+            del self._writer.announced[announced:]
         self._writer.execute("RELEASE unit")
         return outcome
 
@@ -171,7 +184,7 @@ class Database:
             # several reads, and no thread takes all reads.
             jobs, ended = self._reads.next_jobs(1 + self._reads.jobs.qsize() // READERS)
             outcomes = []
-            for unit, future, _ in jobs:
+            for unit, future in jobs:
                 outcomes.append(self._run(connection, "BEGIN", unit, future))
                 _roll_back(connection)
             self._reads.resolve(outcomes)
@@ -212,14 +225,14 @@ class _JobQueue:
         self._pending = 0
         self._open = True
 
-    async def run(self, unit: Unit[T], quiet: bool) -> T:
+    async def run(self, unit: Unit[T]) -> T:
         if not self._open:
             raise errors.unavailable("the store is closed: the process is stopping")
         if self._pending >= MAX_QUEUED:
             raise errors.resource_exhausted("too many requests are queued for the store: retry later")
         future: asyncio.Future[T] = self._loop.create_future()
         self._pending += 1
-        self.jobs.put((unit, future, quiet))
+        self.jobs.put((unit, future))
         return await future
 
     def close(self, threads: int) -> bool:
@@ -245,12 +258,12 @@ class _JobQueue:
                 return jobs, False
         return jobs, True
 
-    def resolve(self, outcomes: list[_Outcome], hooks: Sequence[Hook] = (), results: Sequence[Any] = ()) -> None:
+    def resolve(self, outcomes: list[_Outcome], hooks: Sequence[Hook] = (), announced: Sequence[Any] = ()) -> None:
         # Raises RuntimeError if the event loop was closed before the database; then no caller waits.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._settle, outcomes, hooks, results)
+            self._loop.call_soon_threadsafe(self._settle, outcomes, hooks, announced)
 
-    def _settle(self, outcomes: list[_Outcome], hooks: Sequence[Hook], results: Sequence[Any]) -> None:
+    def _settle(self, outcomes: list[_Outcome], hooks: Sequence[Hook], announced: Sequence[Any]) -> None:
         self._pending -= len(outcomes)
         for future, result, failure in outcomes:
             if future.done():
@@ -259,9 +272,9 @@ class _JobQueue:
                 future.set_result(result)
             else:
                 future.set_exception(failure)
-        if results:
+        if announced:
             for hook in hooks:
-                hook(results)
+                hook(announced)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
@@ -277,7 +290,7 @@ def _open(path: Path, migrations: Sequence[str]) -> tuple[Any, ...]:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
         for suffix in ("", "-wal", "-shm"):
             restrict(path.with_name(path.name + suffix))
-        undo.callback((writer := _connect(path, "rwc")).close)
+        undo.callback((writer := _connect(path, "rwc", _WriteConnection)).close)
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             writer.execute(f"PRAGMA {pragma}")
         writer.execute(f"PRAGMA journal_size_limit = {WAL_KEEP_BYTES}")
@@ -296,9 +309,11 @@ def _open(path: Path, migrations: Sequence[str]) -> tuple[Any, ...]:
         return lock, writer, *readers
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
+def _connect(path: Path, mode: str, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     # isolation_level=None, because the module would otherwise begin transactions itself.
-    connection = sqlite3.connect(uri, BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=True)
+    connection = sqlite3.connect(
+        uri, BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, factory=factory, uri=True
+    )
     connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
     return connection

@@ -8,7 +8,6 @@ import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from services.platform.events import log as event_log
 from services.platform.events.batch_retry import apply_with_dead_letters
@@ -16,7 +15,7 @@ from services.platform.events.log import Apply, ConsumedEvent, Consumer, DeadLet
 from services.platform.events.worker_loop import RETRY_FIRST_S, WorkerLoop
 from services.platform.ids.snowflake import wall_clock_ms
 from services.platform.rpc import errors
-from services.platform.sqlite.database import Database
+from services.platform.sqlite.database import Database, announce
 from services.platform.sqlite.log_tail import LogTail
 
 # Seconds after which the offset of an applied batch is stored. A crash applies the events of this time again. A
@@ -54,17 +53,12 @@ _DEAD_LETTERS = """SELECT reason, failed_ms, event.* FROM dead_letter JOIN event
     WHERE consumer_group = ? ORDER BY event_offset LIMIT ?"""
 _REDRIVE = """INSERT INTO event SELECT NULL, ?, topic, key, event_id, payload, traceparent
     FROM dead_letter JOIN event USING (event_offset) WHERE consumer_group = ? ORDER BY event_offset"""
+_APPENDED_AFTER = "SELECT * FROM event WHERE event_offset > ? ORDER BY event_offset"
 _DELETE_DEAD_LETTERS = "DELETE FROM dead_letter WHERE consumer_group = ?"
 _SWEEP_DEAD = "DELETE FROM dead_letter WHERE failed_ms < ?"
 _SWEEP = """DELETE FROM event WHERE event_offset IN (SELECT event_offset FROM event WHERE appended_ms < ?
     AND event_offset <= coalesce((SELECT min(event_offset) FROM consumer_offset), event_offset)
     AND event_offset NOT IN (SELECT event_offset FROM dead_letter) ORDER BY event_offset LIMIT ?)"""
-
-
-class _Appended(NamedTuple):
-    """The result of an append: the events with their offsets."""
-
-    events: Sequence[ConsumedEvent]
 
 
 class EmbeddedLog(EventLog):
@@ -77,7 +71,7 @@ class EmbeddedLog(EventLog):
         self.retry_first_s = retry_first_s
         self.running: dict[str, EmbeddedConsumer] = {}
         self.tail = LogTail()
-        db.on_commit(self._committed)
+        db.on_commit(self._wake)
         self._offsets = WorkerLoop("event-log-offsets", self._store_offsets)
         self._offsets.start()
         # Runs while a consumer has an offset that is not stored.
@@ -96,12 +90,12 @@ class EmbeddedLog(EventLog):
     async def append(self, records: Sequence[Record]) -> None:
         now = self.clock_ms()
 
-        def insert(connection: sqlite3.Connection) -> _Appended:
+        def insert(connection: sqlite3.Connection) -> None:
             connection.executemany(_APPEND, [(now, *record) for record in records])
             # AUTOINCREMENT gives a transaction of the only writer consecutive offsets.
             (head,) = connection.execute(_HEAD).fetchone()
             first = head - len(records) + 1
-            return _Appended([ConsumedEvent(first + at, now, *record) for at, record in enumerate(records)])
+            announce(connection, (ConsumedEvent(first + at, now, *record) for at, record in enumerate(records)))
 
         if records:
             await self.db.write(insert)
@@ -122,7 +116,9 @@ class EmbeddedLog(EventLog):
 
     async def redrive(self, group: str) -> int:
         def move(connection: sqlite3.Connection) -> int:
+            (head,) = connection.execute(_HEAD).fetchone()
             connection.execute(_REDRIVE, (self.clock_ms(), group))
+            announce(connection, [ConsumedEvent(*row) for row in connection.execute(_APPENDED_AFTER, (head,))])
             return connection.execute(_DELETE_DEAD_LETTERS, (group,)).rowcount
 
         return await self.db.write(move)
@@ -140,7 +136,7 @@ class EmbeddedLog(EventLog):
             connection.execute(_SWEEP_DEAD, (now - DEAD_LETTERS_KEPT_S * 1000,))
             return connection.execute(_SWEEP, (now - event_log.RETENTION_S * 1000, SWEEP_ROWS)).rowcount
 
-        deleted = await self.db.write(delete, quiet=True)
+        deleted = await self.db.write(delete)
         if deleted:
             self.tail.clear()
         return deleted
@@ -165,27 +161,18 @@ class EmbeddedLog(EventLog):
             await consumer.store_offset()
         return False
 
-    def _committed(self, committed: Sequence[Any]) -> None:
-        # The database calls this method after each commit. `append` does not wake the consumers itself, because its
-        # caller may be cancelled before the commit. Writes without events are quiet and do not call this method.
+    def _wake(self, appended: Sequence[ConsumedEvent]) -> None:
+        # The database calls this method after each commit of new events. `append` does not wake the consumers itself,
+        # because its caller may be cancelled before the commit.
         #
         # Only consumers of the appended topics are woken, because most events concern three of the eight consumers.
-        appended: list[ConsumedEvent] = []
-        concerns_all = False
-        for result in committed:
-            if isinstance(result, _Appended):
-                self.tail.extend(result.events)
-                appended += result.events
-            else:
-                # A redrive appends events that are not in its result.
-                self.tail.clear()
-                concerns_all = True
+        self.tail.extend(appended)
         topics = {event.topic for event in appended}
         for consumer in self.running.values():
-            if concerns_all or not topics.isdisjoint(consumer.topics):
-                consumer.worker.wake()
-            else:
+            if topics.isdisjoint(consumer.topics):
                 consumer.skip(appended[-1].offset)
+            else:
+                consumer.worker.wake()
 
     async def _sweep_all(self) -> bool:
         more = await self.sweep() == SWEEP_ROWS
@@ -309,7 +296,7 @@ class EmbeddedConsumer(Consumer):
 
     async def _store_dead_letter(self, event: ConsumedEvent, error: BaseException) -> None:
         row = (self._group, event.offset, repr(error)[:MAX_REASON_CHARS], self._log.clock_ms())
-        await self._log.db.write(lambda c: c.execute(_INSERT_DEAD_LETTER, row), quiet=True)
+        await self._log.db.write(lambda c: c.execute(_INSERT_DEAD_LETTER, row))
 
     async def _load(self) -> int:
         query, values = (_HEAD, ()) if self.broadcast else (_LOAD_OFFSET, (self._group,))
@@ -321,7 +308,7 @@ class EmbeddedConsumer(Consumer):
             if not self._has_position:
                 # Deletes an offset that an earlier consumer without `broadcast` stored for this group: otherwise
                 # retention would never delete events after it.
-                await self._log.db.write(lambda c: c.execute(_DELETE_OFFSET, (self._group,)), quiet=True)
+                await self._log.db.write(lambda c: c.execute(_DELETE_OFFSET, (self._group,)))
             self._has_position = True
             return
-        await self._log.db.write(lambda c: c.execute(_STORE_OFFSET, (self._group, position)), quiet=True)
+        await self._log.db.write(lambda c: c.execute(_STORE_OFFSET, (self._group, position)))

@@ -39,7 +39,7 @@ class FileSecretStore:
                 with naming(path):
                     await asyncio.to_thread(lambda: write_durably(private_dir(self._directory) / path.name, legacy))
             key = await asyncio.to_thread(load_or_create_key, path, make, lost)
-            await self._db.write(lambda c: _delete_legacy_secret(c, name), quiet=True)
+            await self._db.write(lambda c: _delete_legacy_secret(c, name))
         return key
 
     async def _legacy_secret(self, name: str) -> bytes | None:

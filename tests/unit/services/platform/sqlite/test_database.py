@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 
 from services.platform.rpc import errors
 from services.platform.sqlite import database as sqlite_database
-from services.platform.sqlite.database import Database
+from services.platform.sqlite.database import Database, announce
 from tests.waiting import WITHIN_S
 
 SCHEMA = ["CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT NOT NULL)"]
@@ -69,25 +70,49 @@ async def test_open_sets_synchronous_full_wal(db: Database) -> None:
 
 
 async def test_write_queued_units_share_commit_and_wake_up(db: Database) -> None:
-    commits: list[None] = []
+    commits: list[list[int]] = []
     hold = Hold(db)
     await hold.begun()
-    writes = [asyncio.create_task(add(db, i)) for i in range(100)]
+    writes = [asyncio.create_task(db.write(functools.partial(announce, objects=[i]))) for i in range(100)]
     await asyncio.sleep(0)
-    db.on_commit(lambda _: commits.append(None))
+    db.on_commit(lambda announced: commits.append(list(announced)))
     hold.release.set()
     await asyncio.gather(hold.task, *writes)
-    assert len(commits) == 2
-    assert len(await ids(db)) == 100
+    assert commits == [list(range(100))]
 
 
-async def test_write_quiet_calls_no_hook(db: Database) -> None:
-    commits: list[None] = []
-    db.on_commit(lambda _: commits.append(None))
-    await db.write(lambda _: None, quiet=True)
-    assert commits == []
-    await asyncio.gather(db.write(lambda _: None, quiet=True), add(db, 1), db.write(lambda _: None, quiet=True))
-    assert commits
+async def test_write_passes_only_announcements_of_committed_units_to_hooks(db: Database) -> None:
+    commits: list[list[str]] = []
+    db.on_commit(lambda announced: commits.append(list(announced)))
+
+    def unit(connection: sqlite3.Connection, name: str, fails: bool) -> None:
+        announce(connection, [name, name.upper()])
+        if fails:
+            raise LookupError("no")
+
+    await add(db, 1)
+    assert commits == [], "nothing was announced"
+    hold = Hold(db)
+    await hold.begun()
+    names = {"a": False, "b": True, "c": False}
+    writes = [db.write(functools.partial(unit, name=name, fails=fails)) for name, fails in names.items()]
+    results = asyncio.gather(*writes, return_exceptions=True)
+    await asyncio.sleep(0)
+    hold.release.set()
+    await results
+    assert commits == [["a", "A", "c", "C"]]
+    await db.write(
+        lambda c: c.execute("CREATE TABLE child (item INTEGER REFERENCES item DEFERRABLE INITIALLY DEFERRED)")
+    )
+
+    def orphan(connection: sqlite3.Connection) -> None:
+        announce(connection, ["orphan"])
+        connection.execute("INSERT INTO child VALUES (9)")
+
+    with pytest.raises(errors.RoostError):
+        await db.write(orphan)
+    await db.write(functools.partial(announce, objects=["d"]))
+    assert commits == [["a", "A", "c", "C"], ["d"]], "the commit of the orphan failed"
 
 
 async def test_write_failing_unit_is_rolled_back_alone(db: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -125,6 +126,72 @@ async def test_relay_log_unavailable_retries_without_loss(mesh: Mesh, monkeypatc
     await mesh.post(1)
     await mesh.relay.drained()
     assert await mesh.logged() == [1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_relay_full_memory_outage_and_deletion_keep_order_without_repeats(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(outbox, "RELAY_BATCH", 3)
+    monkeypatch.setattr(outbox, "MAX_PENDING", 7)
+    monkeypatch.setattr(outbox, "DELETE_AFTER_S", 0.002)
+    chance = random.Random(seed)
+    append = mesh.log.append
+    fails = chance.choice((0.0, 0.3, 0.6))
+
+    async def append_or_fail(records: Sequence[Record]) -> None:
+        await asyncio.sleep(chance.choice((0, 0, 0.001, 0.004)))
+        if chance.random() < fails:
+            raise errors.unavailable("full")
+        await append(records)
+
+    monkeypatch.setattr(mesh.log, "append", append_or_fail)
+    monkeypatch.setattr(mesh.relay._worker, "_retry_first_s", 0.001)
+    posted = 0
+    await mesh.relay.start()
+    for _ in range(60):
+        for size in chance.sample((1, 1, 2, 5, 9), chance.randint(1, 3)):
+            await mesh.post(*range(posted, posted + size))
+            posted += size
+        await asyncio.sleep(chance.choice((0, 0, 0.001, 0.003, 0.01)))
+        if chance.random() < 0.05:
+            await mesh.relay.stop()
+            await mesh.relay.start()
+    fails = 0.0
+    await mesh.relay.drained()
+    logged = await mesh.log.db.read(lambda c: c.execute("SELECT event_id FROM event ORDER BY event_offset").fetchall())
+    assert [event_id for (event_id,) in logged] == list(range(posted))
+
+
+async def test_relay_memory_full_during_first_append_loses_nothing(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_PENDING", 7)
+    append, begun, gate = mesh.log.append, asyncio.Event(), asyncio.Event()
+
+    async def append_at_gate(records: Sequence[Record]) -> None:
+        begun.set()
+        await gate.wait()
+        await append(records)
+
+    monkeypatch.setattr(mesh.log, "append", append_at_gate)
+    await mesh.post(0)
+    await mesh.relay.start()
+    await begun.wait()
+    await mesh.post(*range(1, 10))
+    gate.set()
+    await mesh.relay.drained()
+    assert await mesh.logged() == list(range(10))
+
+
+async def test_relay_that_keeps_up_reads_no_table(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    await mesh.post(0)
+    await mesh.relay.start()
+    await mesh.relay.drained()
+    with monkeypatch.context() as patch:
+        patch.setattr(mesh.db, "read", lambda _: pytest.fail("a query"))
+        for i in range(1, 4):
+            await mesh.post(i)
+            await mesh.relay.drained()
+    assert await mesh.logged() == [0, 1, 2, 3]
 
 
 async def test_relay_killed_before_delete_publishes_event_twice(tmp_path: Path) -> None:
