@@ -14,6 +14,7 @@ import uvicorn
 from gateway_http.connections import Connections
 from gateway_http.http_protocol import BoundedProtocol
 from services.platform.listen_errors import cannot_listen
+from services.platform.rpc import errors
 
 # Seconds after which an idle connection is closed. It is longer than a user reads a page, and shorter than the 60 s
 # after which load balancers close idle connections.
@@ -38,7 +39,9 @@ class HttpServer:
 
     `grace_s` is the maximum number of seconds that `stop` waits for active requests. `connections` bounds the number of
     open connections; the default derives the bounds from this process's limit on open files. `option` is the
-    command-line option for the address, which error messages name.
+    command-line option for the address, which error messages name. If `listener_fd` is not negative, the server accepts
+    connections from the inherited listening socket with this file descriptor instead; other processes may accept from
+    it too.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class HttpServer:
         grace_s: int = GRACE_S,
         connections: Connections | None = None,
         option: str = "--http",
+        listener_fd: int = -1,
     ) -> None:
         self._app = app
         self._host = host
         self._wanted_port = port
         self._grace_s = grace_s
         self._option = option
+        self._listener_fd = listener_fd
         self._connections = connections or Connections.within_limits()
         self._server: _Uvicorn | None = None
         self._serving: asyncio.Task[None] | None = None
@@ -69,8 +74,8 @@ class HttpServer:
 
     async def start(self) -> int:
         """Starts to serve, and returns the port. Raises UNAVAILABLE (ADDRESS_TAKEN) if the server cannot listen on the
-        address."""
-        listener = self._listen()
+        address, INVALID_ARGUMENT if `listener_fd` is not a listening socket."""
+        listener = self._listen() if self._listener_fd < 0 else _inherited(self._listener_fd)
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
@@ -98,6 +103,13 @@ class HttpServer:
         """The open connections; empty before `start`."""
         return list(self._server.server_state.connections) if self._server is not None else []  # type: ignore[arg-type]
 
+    def stop_accepting(self) -> None:
+        """Stops accepting connections; open ones are still served. Connections that are not accepted yet stay in the
+        queue of an inherited listening socket, from which other processes accept them."""
+        if self._server is not None:
+            for server in self._server.servers:
+                server.close()
+
     async def stop(self) -> None:
         """Stops accepting connections, waits up to `grace_s` seconds for active requests, and closes all connections.
         Idempotent."""
@@ -119,3 +131,23 @@ class HttpServer:
             listener.close()
             raise cannot_listen("HTTP", f"{self._host}:{self._wanted_port}", self._option, error) from error
         return listener
+
+
+def _inherited(fd: int) -> socket.socket:
+    """Returns the inherited socket with the file descriptor `fd`. Raises INVALID_ARGUMENT if it does not listen."""
+    try:
+        listener = socket.socket(fileno=fd)
+    except OSError as error:
+        raise _not_listening(fd) from error
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        # The descriptor may be in use for something else, so it stays open.
+        listener.detach()
+        raise _not_listening(fd)
+    listener.setblocking(False)
+    return listener
+
+
+def _not_listening(fd: int) -> errors.RoostError:
+    return errors.invalid_argument(
+        f"http_listener_fd {fd} is not a listening socket: leave the setting out, since only `roost up` sets it"
+    )

@@ -1,4 +1,4 @@
-"""`roost restart NAME`: a rolling restart of one service of `roost up --processes`."""
+"""`roost restart NAME`: a rolling restart of one group of a mesh of several processes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from roost_cli.supervisor import control
 
 
 def restart(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of a service, or gateway.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The name of a group, or of a service that it runs, or gateway.")
+    ],
     grpc: options.Grpc = None,
 ) -> None:
-    """Replace the processes of a service, one after the other.
+    """Replace the processes of a group, one after the other.
 
-    A new process is ready before the old one drains, so no call fails. The gateway and the registry have fixed
-    addresses, so their old process stops before the new one starts.
+    A new process is ready before the old one drains, so no call fails. The registry has a fixed address, so its old
+    process stops before the new one starts; so does the process of the gateway if it has a fixed --ops port.
     """
-    # A mesh whose gateway failed to start has no run file. Its gateway must still be restartable, so the address of the
-    # settings is used.
+    # A mesh that is not ready yet has no run file, so the address of the settings is used.
     address = connection.find(grpc).address if grpc or runfile.running() else options.settings_with({}).grpc_address
-    seconds = asyncio.run(control.ask_restart(control.path_of(address), name))
-    typer.echo(f"{name} restarted in {seconds:.1f} s")
+    done = asyncio.run(control.ask_restart(control.path_of(address), name))
+    whom = name if done.group == name else f"{done.group}, which runs {name},"
+    typer.echo(f"{whom} restarted in {done.seconds:.1f} s")

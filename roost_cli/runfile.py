@@ -1,7 +1,7 @@
 """Reads and writes run files, from which commands on this machine learn the addresses and the operator token of a
 running mesh.
 
-`roost up` writes a run file at its start and removes it when it stops. The file name is derived from the gRPC address.
+`roost up` writes a run file when it is ready and removes it when it stops. The file name is derived from the gRPC address.
 The file contains the operator token, so only its owner can read it.
 """
 
@@ -30,7 +30,8 @@ CHECKOUT = config.CHECKOUT
 class RunFile:
     """A running mesh. `grpc`, `http` and `ops` are addresses as HOST:PORT; `http` is "" if the mesh serves no HTTP.
 
-    `pid` is the process id of the gateway, and `started_at` the time of its start in Unix seconds.
+    `pid` is the process id of the supervisor if there is one, otherwise of the process with the gateway. `started_at`
+    is the time of its start in Unix seconds.
     """
 
     grpc: str
@@ -42,8 +43,10 @@ class RunFile:
     # by these paths.
     data: str = ""
     checkout: str = ""
-    # Address of the ops port; "" in files of older versions.
+    # Address of the ops port; "" if each process of a mesh has its own, and in files of older versions.
     ops: str = ""
+    # The groups of the mesh, written as `front=gateway,timeline*4;back=fanout`; "" in files of older versions.
+    groups: str = ""
     # The start time of the process, which `write` sets; "" in files of older versions. If this differs from the start
     # time of the process with the id `pid`, the mesh has ended and its process id was reused.
     birth: str = field(default="", compare=False)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import structlog
 import uvloop
@@ -22,6 +21,7 @@ from gateway_http.server import HttpServer
 from roost_cli import runfile
 from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.options import GATEWAY, address_of
+from roost_cli.supervisor.groups import ALL, MEMBERS, Group
 from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
 from services.platform import logs, open_files
 from services.platform.config import Settings
@@ -85,21 +85,20 @@ async def _serve(
         if settings.exit_with_parent:
             await _stop_at_end_of_stdin(stopping)
         running: list[Process] = []
-        public: Connections | None = None
+        public: tuple[HttpServer, Connections] | None = None
         # The ops port is opened first and closed last, so that probes are served during the start and the drain.
         ops = OpsApp(lambda: running[0].health() if running else Health(STARTING))
-        ops_address = await _listen(
-            stack, ops, settings.ops_address, "--ops", Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
-        )
+        probes = Connections(MAX_OPS_CONNECTIONS, MAX_OPS_CONNECTIONS)
+        ops_server = HttpServer(ops, *address_of(settings.ops_address, "--ops"), connections=probes, option="--ops")
+        ops_address = await _serve_http(stack, ops_server)
         process = await stack.enter_async_context(await _start_process(settings, factories, gateway=gateway))
         running.append(process)
         grpc_address = f"{address_of(settings.grpc_address, '--grpc')[0]}:{process.grpc_port}"
         http_address = ""
         if gateway:
-            public = Connections.within_limits(process.proxies.trusts)
-            http_address = await _listen(stack, _gateway(process), settings.http_address, "--http", public)
-        if gateway or not (settings.registry_address or settings.static_peers):
-            # In a mesh of several processes only the gateway writes the run file.
+            public = _http_server(process)
+            http_address = await _serve_http(stack, public[0])
+        if _writes_run_file(settings, gateway=gateway):
             _write_run_file(stack, _run_file(process, grpc_address, http_address, ops_address))
         # The objects that exist after the start live as long as the process. `freeze` excludes them from garbage
         # collection.
@@ -115,7 +114,7 @@ async def _serve(
         await asyncio.gather(reporting, return_exceptions=True)
         _print("stopping …")
         if public is not None:
-            public.drain()
+            _drain_http(*public, settings)
         # The HTTP server is closed after the drain. During the drain, /readyz reports that the process is not ready,
         # and clients that still send requests are served.
         await process.drain(skip_drain)
@@ -134,15 +133,36 @@ async def _start_process(settings: Settings, factories: Mapping[str, ServiceFact
         )
 
 
-def _gateway(process: Process) -> Any:
-    """Returns the ASGI application that serves the mesh over HTTP."""
+def _http_server(process: Process) -> tuple[HttpServer, Connections]:
+    """Returns the server that serves the mesh over HTTP, and its connections."""
     # Imported in the function, so that a process without the gateway starts 0.3 s sooner.
     from gateway_http.app import Gateway
 
-    return Gateway(process.channel("gateway"), process.verifier, process.settings, process.health, process.rate_limits)
+    settings = process.settings
+    app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
+    connections = Connections.within_limits(process.proxies.trusts)
+    address = address_of(settings.http_address, "--http")
+    return HttpServer(app, *address, connections=connections, listener_fd=settings.http_listener_fd), connections
+
+
+def _drain_http(server: HttpServer, connections: Connections, settings: Settings) -> None:
+    """Makes each further response close its connection. Stops accepting connections if other processes accept from the
+    same socket; otherwise load balancers still send connections until they notice the drain."""
+    if settings.http_listener_fd >= 0:
+        server.stop_accepting()
+    connections.drain()
+
+
+def _writes_run_file(settings: Settings, *, gateway: bool) -> bool:
+    """Returns whether this process writes the run file of its mesh: the supervisor does so if there is one, otherwise
+    the process with the gateway, or the only process."""
+    if settings.grpc_address_shared:
+        return False
+    return gateway or not (settings.registry_address or settings.static_peers)
 
 
 def _run_file(process: Process, grpc_address: str, http_address: str, ops_address: str) -> runfile.RunFile:
+    members = tuple(name for name in MEMBERS if name in process.services or (name == GATEWAY and http_address))
     return runfile.RunFile(
         grpc_address,
         http_address,
@@ -152,16 +172,13 @@ def _run_file(process: Process, grpc_address: str, http_address: str, ops_addres
         data=str(process.settings.data_dir.resolve()),
         checkout=str(runfile.CHECKOUT),
         ops=ops_address,
+        groups=str(Group(ALL, members)),
     )
 
 
-async def _listen(stack: AsyncExitStack, app: Any, address: str, option: str, connections: Connections) -> str:
-    """Serves the ASGI application `app` over HTTP until `stack` closes. Returns the address as HOST:PORT, with the
-    chosen port if the port in `address` is 0.
-
-    `option` is the command-line option for the address, which errors name. `connections` bounds the connections.
-    """
-    server = HttpServer(app, *address_of(address, option), connections=connections, option=option)
+async def _serve_http(stack: AsyncExitStack, server: HttpServer) -> str:
+    """Runs the server until `stack` closes. Returns its address as HOST:PORT, with the chosen port if the wanted one
+    is 0."""
     await server.start()
     stack.push_async_callback(server.stop)
     return server.url.removeprefix("http://")

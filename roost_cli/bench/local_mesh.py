@@ -13,7 +13,6 @@ from roost_cli.bench import cpu
 from roost_cli.exit_codes import CommandError, call_error
 from roost_cli.rate_control import batches
 from roost_cli.scans import scan_users
-from roost_cli.supervisor import control
 from roost_cli.tokens import DEFAULT_TTL_S, MINT_BATCH, mint
 
 # Maximum number of users whose tokens are minted; further users are left out. A load generator keeps a prepared request
@@ -23,8 +22,8 @@ MAX_USERS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class LocalMesh:
-    """A mesh on this machine: its gRPC target, the addresses of its gateway and of the gateway's ops port (HOST:PORT),
-    and the ids of all its processes (one, unless it was started with `--processes`)."""
+    """A mesh on this machine: its gRPC target, the addresses of its gateway and of the ops port (HOST:PORT; "" if it has
+    several processes), and the ids of all its processes, with the supervisor if there is one."""
 
     target: connection.MeshTarget
     http: str
@@ -48,10 +47,8 @@ def find(grpc: str | None, http: str | None) -> LocalMesh:
     address = http or found.http
     if not address:
         raise CommandError(f"the mesh at {target.address} serves no HTTP; name its gateway with --http")
-    # The run file contains the process id of the gateway. With `up --processes`, the gateway's parent process is the
-    # supervisor, which is the parent of all processes of the mesh.
-    supervised = control.path_of(found.grpc).exists()
-    return LocalMesh(target, address, found.ops, cpu.backend(cpu.parent(found.pid) if supervised else found.pid))
+    # The run file contains the process id of the only process, or of the supervisor, which is the parent of all others.
+    return LocalMesh(target, address, found.ops, cpu.backend(found.pid))
 
 
 async def access_tokens(mesh: LocalMesh) -> dict[int, str]:

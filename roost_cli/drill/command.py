@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +20,8 @@ from roost_cli.drill import crash, kill
 from roost_cli.drill.multi_process_mesh import MultiProcessMesh
 from roost_cli.drill.single_process_mesh import MeshLauncher
 from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError
-from roost_cli.options import settings_with
-from roost_cli.supervisor.topology import REGISTRY
-from services.catalog import SERVICES
+from roost_cli.options import GATEWAY, settings_with
+from roost_cli.supervisor.groups import ALL, MEMBERS
 
 # Maximum number of seconds for a start after a crash, from the command to the line that says that the mesh is ready. If
 # a start takes longer, the drill fails.
@@ -40,6 +40,13 @@ class Fault(StrEnum):
     CRASH = "crash"
     KILL = "kill"
     RESTART = "restart"
+
+
+class Shape(StrEnum):
+    """The processes of the mesh: each service in its own, or equal ones with the gateway and all services."""
+
+    SERVICES = "services"
+    REPLICAS = "replicas"
 
 
 def drill(
@@ -61,6 +68,14 @@ def drill(
             metavar="NAME", help="With kill and restart: only processes of this service. May be given several times."
         ),
     ] = None,
+    shape: Annotated[
+        Shape | None,
+        typer.Option(
+            help="With kill and restart. services: two processes of each service, and one gateway. replicas: two equal "
+            "processes, each with the gateway and all services; a client repeats a request once if its connection breaks. "
+            "[services]"
+        ),
+    ] = None,
 ) -> None:
     """Start a mesh, crash or restart it, and check that no acknowledged write was lost. Exits with 1 if one was lost.
 
@@ -71,13 +86,19 @@ def drill(
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="roost-drill-") as folder:
         if fault is Fault.CRASH:
-            if service:
-                raise CommandError("crash kills the whole mesh: give --service only with kill or restart", UNUSABLE)
+            if service or shape:
+                raise CommandError(
+                    "crash kills the whole mesh: give --service and --shape only with kill or restart", UNUSABLE
+                )
             result = asyncio.run(crash.CrashDrill(MeshLauncher(Path(folder)), seed, progress.for_stream()).run(rounds))
             report(fault, result, time.monotonic() - began)
             clean = result.clean and max(result.startups_s) <= STARTUP_WITHIN_S
+        elif shape is Shape.REPLICAS:
+            if service:
+                raise CommandError("each replica runs all services: leave --service out", UNUSABLE)
+            clean = _one_by_one(fault, Path(folder), rounds, seed, REPLICAS_PLAN)
         else:
-            clean = _one_by_one(fault, Path(folder), rounds, seed, _chosen(service or []))
+            clean = _one_by_one(fault, Path(folder), rounds, seed, services_plan(_chosen(service or [])))
     if not clean:
         raise typer.Exit(FAULTS)
 
@@ -89,13 +110,32 @@ def _chosen(services: Sequence[str]) -> Sequence[str]:
     The gateway and the registry are excluded, because a mesh has only one process of each, and all load passes through
     the gateway.
     """
-    known = [name for name in SERVICES if name != REGISTRY]
+    known = [name for name in MEMBERS if name != GATEWAY]
     if unknown := [name for name in services if name not in known]:
         raise CommandError(f"--service: no service {unknown[0]}; there are {', '.join(known)}", UNUSABLE)
     return services or known
 
 
-def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Sequence[str]) -> bool:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The mesh of a kill or restart drill: the arguments of `roost up`, the groups whose processes are killed or
+    restarted, and how often a client sends a request whose connection breaks."""
+
+    shape: Sequence[str]
+    groups: Sequence[str]
+    attempts: int
+
+
+REPLICAS_PLAN = Plan(("--replicas", str(REPLICAS)), (ALL,), kill.ATTEMPTS_AT_KILLED_GATEWAY)
+
+
+def services_plan(services: Sequence[str]) -> Plan:
+    """Returns the plan of a mesh with REPLICAS processes of each of `services`, and one of each other service."""
+    counts = ",".join(f"{name}={REPLICAS}" for name in services)
+    return Plan(("--processes", "--replicas", counts), services, 1)
+
+
+def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, plan: Plan) -> bool:
     # Imported in the function: the drivers of the four servers take a second to import, and the crash drill needs none.
 
     from roost_cli.drill.temp_namespace import temp_namespace
@@ -106,10 +146,11 @@ def _one_by_one(fault: Fault, folder: Path, rounds: int, seed: int, services: Se
 
     async def run() -> kill.Result:
         async with temp_namespace(settings_with({})) as settings:
-            shown.say(f"starting two processes of {', '.join(services)} and one of each other service")
-            mesh_processes = await MultiProcessMesh.start(folder, settings, dict.fromkeys(services, REPLICAS))
+            shown.say(f"starting a mesh with `roost up --cluster {' '.join(plan.shape)}`")
+            mesh_processes = await MultiProcessMesh.start(folder, settings, plan.shape)
             try:
-                result = await kill.KillDrill(mesh_processes, seed, shown).run(services, rounds, disturb)
+                drill = kill.KillDrill(mesh_processes, seed, shown, attempts=plan.attempts)
+                result = await drill.run(plan.groups, rounds, disturb)
                 await mesh_processes.stop()
             finally:
                 await mesh_processes.kill_all()
@@ -155,6 +196,7 @@ def report_requests(fault: Fault, result: kill.Result, seconds: float) -> None:
         "reads": f"{result.reads:,}",
         "writes": f"{result.writes:,}",
         "requests not answered": f"{result.failed:,}" + (f" ({failed})" if failed else ""),
+        "repeated on another connection": f"{result.reconnected:,}",
         "succeeded when repeated, the store was too slow": f"{result.slow:,}",
         "longest answer": f"{result.longest_s:.1f} s",
         "longest recovery": f"{max(result.recoveries_s):.1f} s",

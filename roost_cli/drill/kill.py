@@ -51,6 +51,9 @@ ANSWER_WITHIN_S = 15.0
 # Maximum number of repeats of a write whose outcome is unknown, and of a request that failed because the store was too
 # slow; and the number of seconds between them.
 REPEATS, REPEAT_PAUSE_S = 20, 0.5
+# How often a client sends a request if the processes to which it connects are killed. One process is killed at a time,
+# so the second connection is to another one.
+ATTEMPTS_AT_KILLED_GATEWAY = 2
 # Relative frequency of each kind of write, in percent.
 SHARES = {Kind.POST: 60, Kind.FOLLOW: 20, Kind.LIKE: 20}
 # Maximum number of failures that the report describes: in total, and of those that are alike. All failures are counted.
@@ -75,11 +78,12 @@ class Result:
     """The result of a kill drill.
 
     `failed` counts the requests that failed, `by_service` those by the service that was killed last, and `failures`
-    describes the first of them. `slow` counts the requests that failed because the store was too slow, and succeeded
-    when they were repeated. `recoveries_s` and `longest_s` (the longest response time) are in seconds. `acknowledged`
-    and `unknown` count writes by outcome. `lost`, `duplicated` and `strange` describe violations, one text each (see
-    `history.Violations`). `homes_exact` is true if at the end every home timeline was exact, that is, equal to the one
-    that `roost verify` computes from the data of the other services.
+    describes the first of them. `reconnected` counts the requests that were repeated on another connection, because the
+    process that had the first one was killed or stopped. `slow` counts the requests that failed because the store was
+    too slow, and succeeded when they were repeated. `recoveries_s` and `longest_s` (the longest response time) are in
+    seconds. `acknowledged` and `unknown` count writes by outcome. `lost`, `duplicated` and `strange` describe
+    violations, one text each (see `history.Violations`). `homes_exact` is true if at the end every home timeline was
+    exact, that is, equal to the one that `roost verify` computes from the data of the other services.
     """
 
     rounds: int = 0
@@ -87,6 +91,7 @@ class Result:
     writes: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
+    reconnected: int = 0
     slow: int = 0
     by_service: Counter[str] = field(default_factory=Counter)
     recoveries_s: list[float] = field(default_factory=list)
@@ -100,7 +105,7 @@ class Result:
 
     @property
     def clean(self) -> bool:
-        """Returns whether every request succeeded at the first attempt, there are no violations, and every home
+        """Returns whether every request succeeded without waiting for a slow store, there are no violations, and every home
         timeline is exact."""
         return self.homes_exact and not (self.failed or self.slow or self.lost or self.duplicated or self.strange)
 
@@ -118,15 +123,17 @@ async def kill_process(mesh_processes: MultiProcessMesh, label: str) -> float:
 
 
 async def restart_service(mesh_processes: MultiProcessMesh, label: str) -> float:
-    """Restarts all processes of the service to which the process `label` belongs, one after another. Returns the number
-    of seconds that this took. Raises CommandError if the restart fails."""
-    return await control.ask_restart(mesh_processes.control, label.rpartition("-")[0])
+    """Restarts all processes of the group to which the process `label` belongs, one after another. Returns the number of
+    seconds that this took. Raises CommandError if the restart fails."""
+    return (await control.ask_restart(mesh_processes.control, label.rpartition("-")[0])).seconds
 
 
 class KillDrill:
     """Sends load to a mesh while its processes are killed or restarted.
 
     `seed` determines the load and the order of the kills. `victim` is the process that was killed or restarted last.
+    `attempts` is how often a client sends a request whose connection breaks before the response: 1 if no process to
+    which clients connect is killed, otherwise ATTEMPTS_AT_KILLED_GATEWAY.
     """
 
     def __init__(
@@ -137,11 +144,13 @@ class KillDrill:
         *,
         reads_a_write: int = READS_A_WRITE,
         clients: int = CLIENTS,
+        attempts: int = 1,
     ) -> None:
         self.history = History()
         self.result = Result()
         self.mesh_processes = mesh_processes
         self.reads_a_write = reads_a_write
+        self.attempts = attempts
         self.chance = random.Random(seed)  # noqa: S311 (chooses processes and requests; not used for security)
         self.victim = ""
         self._seed = seed
@@ -398,8 +407,16 @@ class Client:
         (_, bearer), *_ = await self._actors.act_as(self.user_id)
         token, began = bearer.removeprefix("Bearer "), asyncio.get_running_loop().time()
         try:
-            return await self.http.ask(method, path, token, body, key=key, within_s=ANSWER_WITHIN_S)
-        except (OSError, EOFError, TimeoutError) as error:
+            for left in reversed(range(self._drill.attempts)):
+                try:
+                    return await self.http.ask(method, path, token, body, key=key, within_s=ANSWER_WITHIN_S)
+                except (OSError, EOFError) as error:
+                    # TimeoutError is an OSError, but no broken connection: the mesh did not answer.
+                    if isinstance(error, TimeoutError) or not left:
+                        raise
+                    self._drill.result.reconnected += 1
+            raise AssertionError("there is at least one attempt")
+        except (OSError, EOFError) as error:
             self._drill.failed(f"{method} {path}: {error!r}")
             return None
         finally:

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from roost_cli import runfile
@@ -32,7 +32,7 @@ _HAS_ENDED = re.compile(r"(?P<label>\S+) ended with ")
 
 
 class MultiProcessMesh:
-    """A running `roost up --processes`. `http` is the host and port of the gateway. `pids` are the process ids of the
+    """A running `roost up` of several processes. `http` is the host and port of the gateway. `pids` are the process ids of the
     processes that are ready, by label such as `tweet-1`."""
 
     def __init__(self, process: asyncio.subprocess.Process, grpc: str, http: tuple[str, int], folder: Path) -> None:
@@ -46,18 +46,17 @@ class MultiProcessMesh:
         self._reading = asyncio.create_task(self._read(), name="fleet-output")
 
     @classmethod
-    async def start(cls, folder: Path, settings: Mapping[str, str], replicas: Mapping[str, int]) -> MultiProcessMesh:
+    async def start(cls, folder: Path, settings: Mapping[str, str], shape: Sequence[str]) -> MultiProcessMesh:
         """Starts a mesh, with rate limits off, and returns it when it is ready.
 
-        `folder` is the directory for data, run files and logs. `settings` are the values of settings by name.
-        `replicas` is the number of processes by service. Raises CommandError with the end of the log if the mesh ends
-        during its start, or is not ready within START_WITHIN_S seconds.
+        `folder` is the directory for data, run files and logs. `settings` are the values of settings by name. `shape`
+        are the arguments of `roost up` that choose the processes, such as `--replicas 2`. Raises CommandError with the
+        end of the log if the mesh ends during its start, or is not ready within START_WITHIN_S seconds.
         """
         runtime = folder / "runtime"
         runtime.mkdir(mode=0o700, exist_ok=True)
         grpc, http = f"127.0.0.1:{_free_port()}", ("127.0.0.1", _free_port())
-        counted = ",".join(f"{name}={number}" for name, number in replicas.items())
-        argv = ["up", "--processes", "--cluster", "--no-demo", "--replicas", counted]
+        argv = ["up", "--cluster", "--no-demo", *shape]
         argv += ["--grpc", grpc, "--http", f"{http[0]}:{http[1]}", "--data", str(folder / "data")]
         with (folder / "up.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
@@ -97,9 +96,9 @@ class MultiProcessMesh:
         """Returns the path of the Unix socket on which the supervisor accepts restart requests."""
         return runfile.path_of(self.grpc, runtime_dir(self._folder / "runtime")).with_suffix(".sock")
 
-    def labels(self, service: str) -> list[str]:
-        """Returns the labels of the processes of a service that are ready, sorted."""
-        return sorted(label for label in self.pids if label.rpartition("-")[0] == service)
+    def labels(self, group: str) -> list[str]:
+        """Returns the labels of the processes of a group that are ready, sorted."""
+        return sorted(label for label in self.pids if label.rpartition("-")[0] == group)
 
     async def kill(self, label: str, within_s: float) -> float:
         """Sends SIGKILL to the process `label` and returns the number of seconds until its replacement is ready. Raises

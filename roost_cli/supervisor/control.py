@@ -13,7 +13,7 @@ from pathlib import Path
 
 from roost_cli import runfile
 from roost_cli.exit_codes import CommandError
-from roost_cli.supervisor.supervisor import Supervisor
+from roost_cli.supervisor.supervisor import Restarted, Supervisor
 
 # Maximum size in bytes of a request, which contains the name of a service.
 MAX_LINE_BYTES = 1_024
@@ -30,8 +30,8 @@ def path_of(grpc: str) -> Path:
 async def serving_restarts(supervisor: Supervisor, path: Path) -> AsyncIterator[None]:
     """Serves restart requests at `path` until the block ends.
 
-    A request is one line of JSON, `{"restart": name}`. The response is one line of JSON: `{"seconds": number}` after
-    the restart, or `{"error": message}`.
+    A request is one line of JSON, `{"restart": name}`. The response is one line of JSON: `{"group": name, "seconds":
+    number}` after the restart, or `{"error": message}`.
     """
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,7 +39,7 @@ async def serving_restarts(supervisor: Supervisor, path: Path) -> AsyncIterator[
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 asked = json.loads(await reader.readline())
-            answer = {"seconds": await supervisor.restart(str(asked["restart"]))}
+            answer = (await supervisor.restart(str(asked["restart"])))._asdict()
         except CommandError as error:
             answer = {"error": error.message}
         except (ValueError, KeyError, TypeError, TimeoutError):
@@ -64,16 +64,18 @@ def _prepare_path(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-async def ask_restart(path: Path, name: str) -> float:
-    """Sends a request to restart the service `name` to the socket at `path`, waits until the restart is done, and
-    returns the number of seconds that it took.
+async def ask_restart(path: Path, name: str) -> Restarted:
+    """Sends a request to restart a group, or the group of a service, to the socket at `path`, and returns when the
+    restart is done.
 
     Raises CommandError if the restart fails, or if no supervisor listens at `path`.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(path, limit=1 << 16)
     except OSError:
-        raise CommandError("no supervisor runs here: `roost up --processes --cluster` starts one") from None
+        raise CommandError(
+            "no supervisor runs here: `roost up --cluster` with --processes, --replicas or --groups starts one"
+        ) from None
     writer.write(json.dumps({"restart": name}).encode() + b"\n")
     await writer.drain()
     line = await reader.readline()
@@ -83,4 +85,4 @@ async def ask_restart(path: Path, name: str) -> float:
     answer = json.loads(line)
     if "error" in answer:
         raise CommandError(answer["error"])
-    return float(answer["seconds"])
+    return Restarted(str(answer["group"]), float(answer["seconds"]))

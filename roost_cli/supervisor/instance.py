@@ -97,6 +97,7 @@ class Instance:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=process_environment(**self.spec.environment),
+                pass_fds=self.spec.inherited,
                 # A session of its own, so that Ctrl-C signals only the supervisor, which stops the processes in order.
                 start_new_session=True,
             )

@@ -1,37 +1,45 @@
-"""Runs `roost up --processes`: starts all processes of the mesh, waits for a signal, and stops them."""
+"""Runs a mesh of several processes: starts them, waits for a signal, and stops them."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from roost_cli import runfile
 from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor import control
+from roost_cli.supervisor.groups import Group, notation
+from roost_cli.supervisor.shared_addresses import SharedAddresses, shared_addresses
 from roost_cli.supervisor.supervisor import Supervisor
-from roost_cli.supervisor.topology import process_specs, replicas_of
+from roost_cli.supervisor.topology import Secrets, process_specs
 from services.platform.config import Settings
 from services.platform.files import open_data_dir
 from services.platform.rpc import errors
 
 
-def supervise(settings: Settings, replicas: str) -> None:
-    """Runs a mesh of many processes until SIGTERM or SIGINT. `replicas` is the number of processes of services, as the
-    text `NAME=N,…`. Raises CommandError if a process cannot start."""
+def supervise(settings: Settings, groups: Sequence[Group]) -> None:
+    """Runs the processes of `groups` until SIGTERM or SIGINT. Raises CommandError if an address is occupied or a
+    process cannot start."""
     try:
         open_data_dir(settings.data_dir)
     except errors.RoostError as error:
         raise CommandError(error.message, UNUSABLE) from error
-    asyncio.run(_supervise(settings, replicas))
+    with shared_addresses(settings) as addresses:
+        asyncio.run(_supervise(settings, groups, addresses))
 
 
-async def _supervise(settings: Settings, replicas: str) -> None:
+async def _supervise(settings: Settings, groups: Sequence[Group], addresses: SharedAddresses) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     logs = settings.data_dir / "logs"
-    supervisor = Supervisor(process_specs(settings, replicas_of(replicas)), logs, _print)
+    shared = Secrets.of(settings)
+    supervisor = Supervisor(process_specs(settings, groups, addresses, shared), logs, _print)
     try:
         starting = asyncio.ensure_future(supervisor.start())
         asked = asyncio.ensure_future(stopping.wait())
@@ -42,15 +50,39 @@ async def _supervise(settings: Settings, replicas: str) -> None:
             await asyncio.gather(starting, return_exceptions=True)
             return
         starting.result()
-        async with control.serving_restarts(supervisor, control.path_of(settings.grpc_address)):
-            _print(
-                f"{runfile.READY}: http://{settings.http_address} · gRPC {settings.grpc_address} · logs in {logs.resolve()}"
-            )
-            await stopping.wait()
+        run = runfile.RunFile(
+            addresses.grpc,
+            addresses.http,
+            os.getpid(),
+            time.time(),
+            shared.operator_token,
+            data=str(settings.data_dir.resolve()),
+            checkout=str(runfile.CHECKOUT),
+            groups=notation(groups),
+        )
+        async with control.serving_restarts(supervisor, control.path_of(addresses.grpc)):
+            with _written(run):
+                _print(f"{runfile.READY}: http://{addresses.http} · gRPC {addresses.grpc} · logs in {logs.resolve()}")
+                await stopping.wait()
     finally:
         _print("stopping …")
         await supervisor.stop()
         _print("stopped")
+
+
+@contextmanager
+def _written(run: runfile.RunFile) -> Iterator[None]:
+    """Writes the run file, and removes it at the end of the block. Prints what to do if it cannot be written."""
+    try:
+        runfile.write(run)
+    except OSError as error:
+        _print(f"no run file ({error.strerror}): commands need --grpc and ROOST_OPERATOR_TOKEN, or set XDG_RUNTIME_DIR")
+        yield
+        return
+    try:
+        yield
+    finally:
+        runfile.remove(run)
 
 
 def _print(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor of `roost up --processes`: starts the processes of a mesh in order, restarts those that end, performs
+"""The supervisor of a mesh of several processes: starts the processes of a mesh in order, restarts those that end, performs
 rolling restarts, and stops the processes in reverse order."""
 
 from __future__ import annotations
@@ -10,14 +10,22 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor.instance import Instance, Say
-from roost_cli.supervisor.topology import ProcessSpec
+from roost_cli.supervisor.topology import Phase, ProcessSpec
 
 # Maximum number of processes that start at the same time. The start of a process is bound by the CPU, so more would not
 # be faster.
 STARTED_AT_ONCE = 2 * (os.cpu_count() or 1)
+
+
+class Restarted(NamedTuple):
+    """The group whose processes were replaced, and the number of seconds that it took."""
+
+    group: str
+    seconds: float
 
 
 class Supervisor:
@@ -30,16 +38,11 @@ class Supervisor:
         self._parts = specs
         self._instances: list[Instance] = []
         self._numbers = {spec.name: spec.number for spec in specs}
-        # Two concurrent restarts of a service could stop all its processes at the same time.
+        # Two concurrent restarts of a group could stop all its processes at the same time.
         self._restarting = asyncio.Lock()
 
-    @property
-    def names(self) -> list[str]:
-        """Returns the names of the services and of the gateway, in start order."""
-        return list(dict.fromkeys(spec.name for spec in self._parts))
-
     def pids(self) -> dict[str, list[int]]:
-        """Returns the process ids of the running processes, by the name of the service or `gateway`."""
+        """Returns the process ids of the running processes, by the name of the group or `registry`."""
         found: dict[str, list[int]] = defaultdict(list)
         for instance in self._instances:
             if instance.pid:
@@ -47,33 +50,32 @@ class Supervisor:
         return dict(found)
 
     async def start(self) -> None:
-        """Starts the registry, then the services concurrently, then the gateway. Raises CommandError if a process does
-        not become ready."""
+        """Starts the registry if there is one, then the groups without the gateway concurrently, then those with it.
+        Raises CommandError if a process does not become ready."""
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        instances = [Instance(spec, self._logs, self._say) for spec in self._parts]
-        for group in (instances[:1], instances[1:-1], instances[-1:]):
+        for phase in Phase:
+            started = [Instance(spec, self._logs, self._say) for spec in self._parts if spec.phase is phase]
             slots = asyncio.Semaphore(STARTED_AT_ONCE)
-            self._instances += group
+            self._instances += started
 
             async def begin(instance: Instance, slots: asyncio.Semaphore = slots) -> None:
                 async with slots:
                     await instance.start()
 
-            await asyncio.gather(*map(begin, group))
+            await asyncio.gather(*map(begin, started))
 
-    async def restart(self, name: str) -> float:
-        """Replaces each process of the service `name` by a new one, one after the other, and returns the number of
-        seconds that it took.
+    async def restart(self, name: str) -> Restarted:
+        """Replaces each process of a group by a new one, one after the other. `name` is the name of the group, or of a
+        service that it runs, or `gateway`.
 
         The old process is stopped when the new one is ready. Only if both need the same address, the old process is
-        stopped first. Raises CommandError if no process has this name, or if a new process does not become ready; the
-        old processes that are not replaced yet go on running.
+        stopped first. Raises CommandError if no group has or runs `name`, or if a new process does not become ready;
+        the old processes that are not replaced yet go on running.
         """
-        if name not in self.names:
-            raise CommandError(f"no process named {name} runs; name one of {', '.join(self.names)}", UNUSABLE)
+        group = self._group_of(name)
         began = time.monotonic()
         async with self._restarting:
-            for old in [instance for instance in self._instances if instance.spec.name == name]:
+            for old in [instance for instance in self._instances if instance.spec.name == group]:
                 if old.spec.has_fixed_address:
                     await old.stop()
                 new = Instance(self._successor(old.spec), self._logs, self._say)
@@ -86,7 +88,17 @@ class Supervisor:
                     raise
                 await old.stop()
                 self._instances.remove(old)
-        return time.monotonic() - began
+        return Restarted(group, time.monotonic() - began)
+
+    def _group_of(self, name: str) -> str:
+        groups = {spec.name: spec for spec in self._parts}
+        if name in groups:
+            return name
+        for spec in self._parts:
+            if name in spec.members:
+                return spec.name
+        known = dict.fromkeys([*groups, *(member for spec in self._parts for member in spec.members)])
+        raise CommandError(f"nothing named {name} runs; name one of {', '.join(known)}", UNUSABLE)
 
     def _successor(self, spec: ProcessSpec) -> ProcessSpec:
         if spec.has_fixed_address:
@@ -99,7 +111,8 @@ class Supervisor:
         return replace(spec, number=number, arguments=tuple(arguments))
 
     async def stop(self) -> None:
-        """Stops the gateway, then the services concurrently, then the registry."""
-        for group in (self._instances[-1:], self._instances[1:-1], self._instances[:1]):
-            await asyncio.gather(*(instance.stop() for instance in group))
+        """Stops the groups with the gateway, then the others concurrently, then the registry."""
+        for phase in reversed(Phase):
+            stopped = [instance for instance in self._instances if instance.spec.phase is phase]
+            await asyncio.gather(*(instance.stop() for instance in stopped))
         self._instances.clear()

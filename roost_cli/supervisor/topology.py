@@ -6,92 +6,145 @@ import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 from roost_cli.exit_codes import UNUSABLE, CommandError
-from roost_cli.options import GATEWAY, address_of
-from services.catalog import SERVICES
+from roost_cli.options import address_of
+from roost_cli.supervisor.groups import Group
+from roost_cli.supervisor.shared_addresses import SharedAddresses
 from services.platform.config import Settings
+from services.platform.transport.remote_services import REGISTRY
 
-# The service that starts first and has only one process, because all other processes need its address.
-REGISTRY = "registry"
-# Maximum number of processes of one service. A process uses about 100 MB of memory, so a larger number is probably a
-# typing error.
-MAX_REPLICAS = 16
 # Seconds for which a process still serves calls after it began to drain. Within this time, the registry notifies the
-# other processes, which then call another process.
+# other processes, which then call another process, and clients learn from a response that their connection ends.
 DRAIN_S = 0.5
+_ANY_PORT = "127.0.0.1:0"
+
+
+class Phase(IntEnum):
+    """When a process starts: those of a phase together, after those of earlier phases. They stop in reverse order."""
+
+    REGISTRY = 0
+    SERVICES = 1
+    GATEWAY = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """A process of the mesh. `name` is the name of its service, or `gateway`; `number` is the 1-based number of the
-    process in its service. `environment` has the values of settings by name."""
+    """A process of the mesh. `name` is the name of its group, or `registry`; `members` are what it runs: names of
+    services, and `gateway`. `number` is the 1-based number of the process in its group.
+
+    `environment` has the values of settings by name. The process inherits the file descriptors `inherited`. If
+    `has_fixed_address` is true, it always has the same address, so at a restart the old process must stop before the
+    new one starts.
+    """
 
     name: str
     number: int
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    members: tuple[str, ...] = ()
+    phase: Phase = Phase.SERVICES
+    inherited: tuple[int, ...] = ()
+    has_fixed_address: bool = False
 
     @property
     def label(self) -> str:
         return f"{self.name}-{self.number}"
 
-    @property
-    def has_fixed_address(self) -> bool:
-        """Returns whether the process must always have the same address. At a restart, the old process must then stop
-        before the new one starts."""
-        return self.name in (REGISTRY, GATEWAY)
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """The secrets that all processes of a mesh share: those of the settings, or random ones."""
+
+    mesh_secret: str
+    operator_token: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> Secrets:
+        return cls(
+            settings.mesh_secret or secrets.token_urlsafe(32), settings.operator_token or secrets.token_urlsafe(32)
+        )
 
 
-def replicas_of(text: str) -> dict[str, int]:
-    """Returns the number of processes by service from a text such as `timeline=3,fanout=2`. Raises CommandError if the
-    text is malformed, or names the registry or an unknown service."""
-    counts: dict[str, int] = {}
-    for pair in filter(None, text.split(",")):
-        name, _, number = pair.partition("=")
-        if name not in SERVICES or name == REGISTRY:
-            known = ", ".join(service for service in SERVICES if service != REGISTRY)
-            raise CommandError(f"--replicas: {name!r} cannot have replicas; these can: {known}", UNUSABLE)
-        if not number.isdigit() or not 1 <= int(number) <= MAX_REPLICAS:
-            raise CommandError(
-                f"--replicas: {pair!r} is invalid; write NAME=N with N from 1 to {MAX_REPLICAS}", UNUSABLE
-            )
-        counts[name] = int(number)
-    return counts
+def process_specs(
+    settings: Settings, groups: Sequence[Group], addresses: SharedAddresses, shared: Secrets
+) -> Sequence[ProcessSpec]:
+    """Returns the processes of the mesh in start order: the registry, groups without the gateway, groups with it.
 
-
-def process_specs(settings: Settings, replicas: Mapping[str, int]) -> Sequence[ProcessSpec]:
-    """Returns the processes of the mesh in start order: registry, services, gateway. `replicas` is the number of
-    processes by service; a service that `replicas` does not name gets one process."""
-    registry = f"127.0.0.1:{_free_port()}"
-    shared = {
-        "mesh_secret": settings.mesh_secret or secrets.token_urlsafe(32),
-        "operator_token": settings.operator_token or secrets.token_urlsafe(32),
-        "registry_address": registry,
+    A mesh of one group has no registry: each of its processes has all services and calls no other process. Raises
+    CommandError if the ops address has a port and several processes would listen on it.
+    """
+    common = {
+        "mesh_secret": shared.mesh_secret,
+        "operator_token": shared.operator_token,
         "backend": settings.backend,
         "exit_with_parent": "true",
     }
+    found: list[ProcessSpec] = []
+    if len(groups) > 1:
+        common["registry_address"] = f"127.0.0.1:{_free_port()}"
+        found.append(_registry(settings, common))
+    for group in sorted(groups, key=lambda group: group.has_gateway):
+        found += _processes(settings, group, addresses, common)
+    return found
 
-    def spec(name: str, number: int, addresses: Sequence[str], **changed: str) -> ProcessSpec:
-        data = settings.data_dir / "processes" / f"{name}-{number}"
-        return ProcessSpec(name, number, ("serve", name, *addresses, "--data", str(data)), {**shared, **changed})
 
-    # All processes but the gateway get a free ops port. Without this option they would use ROOST_OPS_ADDRESS of the
-    # environment, on which only one process can listen.
-    ops = ("--ops", "127.0.0.1:0")
-    anywhere = ("--grpc", "127.0.0.1:0", *ops)
-    door = ("--grpc", settings.grpc_address, "--http", settings.http_address, "--ops", settings.ops_address)
-    for name in ("grpc", "http", "ops"):
-        address_of(getattr(settings, f"{name}_address"), f"--{name}")
+def _registry(settings: Settings, common: Mapping[str, str]) -> ProcessSpec:
     # The registry uses the embedded backend, so that its start does not depend on Cassandra and the other servers.
-    found = [spec(REGISTRY, 1, ("--grpc", registry, *ops), backend="embedded")]
-    found += [
-        spec(name, number, anywhere, drain_s=str(DRAIN_S))
-        for name in SERVICES
-        for number in range(1, replicas.get(name, 1) + 1)
-        if name != REGISTRY
+    return ProcessSpec(
+        REGISTRY,
+        1,
+        (
+            "serve",
+            REGISTRY,
+            "--grpc",
+            common["registry_address"],
+            "--ops",
+            _ANY_PORT,
+            *_data(settings, f"{REGISTRY}-1"),
+        ),
+        {**common, "backend": "embedded"},
+        members=(REGISTRY,),
+        phase=Phase.REGISTRY,
+        has_fixed_address=True,
+    )
+
+
+def _processes(
+    settings: Settings, group: Group, addresses: SharedAddresses, common: Mapping[str, str]
+) -> Sequence[ProcessSpec]:
+    # Without the option --ops, processes would use ROOST_OPS_ADDRESS of the environment, on which only one can listen.
+    ops = settings.ops_address if group.has_gateway else _ANY_PORT
+    has_fixed_ops = address_of(ops, "--ops")[1] > 0
+    if has_fixed_ops and group.processes > 1:
+        raise CommandError(
+            f"{group.processes} processes of {group.name} cannot share the ops address {ops}: leave --ops and ROOST_OPS_ADDRESS "
+            "out; each process prints its own",
+            UNUSABLE,
+        )
+    environment = {**common, "drain_s": str(DRAIN_S)}
+    place: tuple[str, ...] = ("--grpc", _ANY_PORT)
+    if group.has_gateway:
+        place = ("--grpc", addresses.grpc, "--http", addresses.http)
+        environment |= {"grpc_address_shared": "true", "http_listener_fd": str(addresses.http_fd)}
+    return [
+        ProcessSpec(
+            group.name,
+            number,
+            ("serve", *group.members, *place, "--ops", ops, *_data(settings, f"{group.name}-{number}")),
+            environment,
+            members=group.members,
+            phase=Phase.GATEWAY if group.has_gateway else Phase.SERVICES,
+            inherited=(addresses.http_fd,) if group.has_gateway else (),
+            has_fixed_address=has_fixed_ops,
+        )
+        for number in range(1, group.processes + 1)
     ]
-    return [*found, spec(GATEWAY, 1, door)]
+
+
+def _data(settings: Settings, label: str) -> tuple[str, str]:
+    return ("--data", str(settings.data_dir / "processes" / label))
 
 
 def _free_port() -> int:

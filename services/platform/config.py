@@ -44,6 +44,9 @@ MAX_WAIT_S = 3_600.0
 # The largest number of a setting that counts people, timelines or requests. It fits into 32 bits, as all stores need.
 MAX_COUNT = 2_000_000_000
 
+# The largest file descriptor that Linux gives a process by default.
+MAX_FD = 1_048_576
+
 PREFIX = "ROOST_"
 # Maximum number of settings that an error suggests in place of an unknown one. Most words occur in the names of one or
 # two settings. `cassandra` occurs in more; the first declared, the addresses, is the most likely one.
@@ -202,6 +205,13 @@ class Settings(BaseSettings):
     # Addresses to listen on for HTTP and for gRPC, as host:port. Port 0 is a free port that the system chooses.
     http_address: str = "127.0.0.1:8080"
     grpc_address: str = "127.0.0.1:50051"
+    # If true, this process shares `grpc_address` with others of the same user, and the operating system spreads the
+    # connections over them. The process then also listens on a port of its own, which it registers. The supervisor of
+    # `roost up` sets it.
+    grpc_address_shared: bool = False
+    # The file descriptor of a listening socket that this process inherits and accepts HTTP connections from, together
+    # with other processes; -1 if the process itself listens on `http_address`. The supervisor of `roost up` sets it.
+    http_listener_fd: int = Field(default=-1, ge=-1, le=MAX_FD)
     # Address of the ops port, as host:port. By default the operating system chooses a free port, so that several
     # processes can run on one machine; the process prints the port when it is ready.
     ops_address: str = "127.0.0.1:0"
@@ -292,6 +302,9 @@ class Settings(BaseSettings):
     # The operator token, the same in all processes of a mesh and in the `roost` commands. If empty, a random one is
     # created at each start.
     operator_token: Secret = Field(default="", repr=False)
+    # The groups of `roost up`: which services run in one process, and in how many, such as
+    # `front=gateway,timeline,tweet*4;back=fanout,search`. If empty, the options of `roost up` choose.
+    groups: str = ""
     # If true, the process stops when its standard input ends, that is, when its parent process has ended.
     exit_with_parent: bool = False
     # Origins whose pages may call the HTTP API from a browser, such as https://app.example.org, comma-separated. `*`

@@ -85,7 +85,7 @@ class Process:
         self.services: dict[str, Service] = {}
         self.states: dict[str, str] = {}
         self.peers = Peers({})
-        self.grpc_port = 0
+        self.grpc_port = self._own_port = 0
         self._state = STARTING
         self._wire = wire
         self._key_source = key_source
@@ -209,11 +209,19 @@ class Process:
         authenticator = Authenticator(self.verifier, self.operator_token, self._mesh_secret)
         log_calls = settings.log_level == "debug"
         server = GrpcServer(
-            authenticator, self.rate_limits, self.proxies, reflect=settings.reflection, log_calls=log_calls
+            authenticator,
+            self.rate_limits,
+            self.proxies,
+            reflect=settings.reflection,
+            log_calls=log_calls,
+            shared=settings.grpc_address_shared,
         )
         # The channels of the services need the port, so the port is bound before the services are built. The server
         # accepts calls after `server.start`.
-        self.grpc_port = server.bind(settings.grpc_address)
+        self.grpc_port = self._own_port = server.bind(settings.grpc_address)
+        if settings.grpc_address_shared:
+            # The registry needs an address at which no other process answers.
+            self._own_port = server.bind(f"{settings.grpc_address.rpartition(':')[0]}:0")
         await self._remotes.start(self.states, self._remote_services)
         if self._is_edge:
             self._endpoints.update(intercepted_methods(forwarders(self._remotes.names, self.channel)))
@@ -249,7 +257,9 @@ class Process:
 
     def _advertised(self) -> str:
         host, _, port = (self.settings.advertised_address or self.settings.grpc_address).rpartition(":")
-        return f"{host}:{int(port) or self.grpc_port}"
+        if self.settings.grpc_address_shared and not self.settings.advertised_address:
+            return f"{host}:{self._own_port}"
+        return f"{host}:{int(port) or self._own_port}"
 
     async def _signing_keys(self) -> Sequence[VerificationKey]:
         # The call that fetches the keys is anonymous: the token of the current call is not verified yet and must not be

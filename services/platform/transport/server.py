@@ -45,7 +45,11 @@ IDLE_MS = 300_000
 
 
 class GrpcServer:
-    """A gRPC server on one address. Call `bind`, then `start`; at the end call `withdraw`, then `stop`."""
+    """A gRPC server. Call `bind` for each address, then `start`; at the end call `withdraw`, then `stop`.
+
+    If `shared` is true, other processes of the same user may bind the same addresses, and the operating system spreads
+    the connections over them.
+    """
 
     def __init__(
         self,
@@ -55,7 +59,9 @@ class GrpcServer:
         *,
         reflect: bool,
         log_calls: bool = False,
+        shared: bool = False,
     ) -> None:
+        self._shared = shared
         self._rate_limits = rate_limits
         self._admission = Admission(authenticator, proxies)
         self._methods = MethodHandlers(authenticator, rate_limits, self._admission, log_calls=log_calls)
@@ -71,8 +77,8 @@ class GrpcServer:
             # By default, gRPC rejects some calls with CANCELLED, without a reason, if more than 1,000 are pending.
             ("grpc.server.max_pending_requests", MAX_OPEN_CALLS),
             ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_OPEN_CALLS),
-            # Otherwise a second process could bind the same port, and the calls would be split at random.
-            ("grpc.so_reuseport", 0),
+            # Unless it is wanted, no second process may bind the same port: it would get a part of the calls.
+            ("grpc.so_reuseport", int(shared)),
             ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),
             ("grpc.keepalive_permit_without_calls", 1),
         )
@@ -81,7 +87,7 @@ class GrpcServer:
     def bind(self, address: str) -> int:
         """Binds `address` (host:port; port 0 is a free port) and returns the port. Raises UNAVAILABLE if the address
         cannot be bound."""
-        _probe(address)
+        _probe(address, shared=self._shared)
         try:
             return self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -170,8 +176,9 @@ class GrpcServer:
         return serve
 
 
-def _probe(address: str) -> None:
-    """Raises UNAVAILABLE, with the reason, if a socket cannot be bound to `address` (host:port).
+def _probe(address: str, *, shared: bool) -> None:
+    """Raises UNAVAILABLE, with the reason, if a socket cannot be bound to `address` (host:port). If `shared` is true,
+    sockets of other processes that share the address do not count.
 
     gRPC itself would write to its own log, and its error contains no reason.
     """
@@ -180,8 +187,12 @@ def _probe(address: str) -> None:
         backend, kind, _, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         with socket.socket(backend, kind) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             probe.bind(place)
-            # With SO_REUSEADDR, two sockets may bind one port until one of them listens.
-            probe.listen(1)
+            # With SO_REUSEADDR, two sockets may bind one port until one of them listens. A shared one must not listen:
+            # it would get connections of clients.
+            if not shared:
+                probe.listen(1)
     except OSError as error:
         raise cannot_listen("gRPC", address, "--grpc", error) from error

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import gc
 import json
+import os
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -507,6 +509,49 @@ async def test_stop_finishes_active_requests_and_accepts_none(client: Client) ->
     assert status(await asking) == 200
     await stopping
     await running.stop()
+
+
+async def test_shared_listener_passes_queued_connections_to_the_server_that_still_accepts(client: Client) -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        # Each process has a descriptor of its own for the one socket.
+        first, second = (HttpServer(client.gateway, HOST, 0, listener_fd=os.dup(listener.fileno())) for _ in range(2))
+        assert await first.start() == await second.start() == listener.getsockname()[1]
+        reader, writer = await asyncio.open_connection(HOST, first.port)
+        await wait_until(lambda: len(first.protocols) + len(second.protocols) == 1)
+        draining, other = (first, second) if first.protocols else (second, first)
+        draining.stop_accepting()
+        for _ in range(20):
+            assert status(await exchange(other, get())) == 200
+        # The connection that is open is served on.
+        assert draining.protocols
+        writer.write(get())
+        assert status(await reader.read()) == 200
+        writer.close()
+        # With no process that accepts, connections queue, and the next process serves them.
+        await other.stop()
+        queued = asyncio.create_task(exchange(other, get()))
+        successor = HttpServer(client.gateway, HOST, 0, listener_fd=os.dup(listener.fileno()))
+        await successor.start()
+        assert status(await queued) == 200
+        await successor.stop()
+        await draining.stop()
+
+
+@pytest.mark.parametrize("kind", ["closed", "pipe", "connected"])
+async def test_start_on_descriptor_that_does_not_listen_says_what_to_do(client: Client, kind: str) -> None:
+    one, two = socket.socketpair()
+    read, write = os.pipe()
+    fd = {"closed": os.dup(read), "pipe": read, "connected": one.fileno()}[kind]
+    if kind == "closed":
+        os.close(fd)
+    with pytest.raises(RoostError, match=f"http_listener_fd {fd} is not a listening socket: leave the setting out"):
+        await HttpServer(client.gateway, HOST, 0, listener_fd=fd).start()
+    # The descriptor of somebody else stays open.
+    one.send(b"x")
+    os.close(read)
+    os.close(write)
+    one.close()
+    two.close()
 
 
 async def test_stop_ignores_idle_connections_and_is_bounded(client: Client) -> None:

@@ -17,7 +17,7 @@ import pytest
 from roost_cli.exit_codes import CommandError
 from roost_cli.supervisor import control
 from roost_cli.supervisor.supervisor import Supervisor
-from roost_cli.supervisor.topology import ProcessSpec
+from roost_cli.supervisor.topology import Phase, ProcessSpec
 from tests.waiting import wait_until
 
 WITHIN_S = 60.0
@@ -28,7 +28,13 @@ def part(folder: Path, name: str = "registry", *arguments: str, number: int = 1)
     data = folder / f"{name}-{number}"
     environment = {"exit_with_parent": "true", "log_level": "error"}
     return ProcessSpec(
-        name, number, ("serve", "registry", "--grpc", "127.0.0.1:0", *arguments, "--data", str(data)), environment
+        name,
+        number,
+        ("serve", "registry", "--grpc", "127.0.0.1:0", *arguments, "--data", str(data)),
+        environment,
+        members=(f"{name}_service",),
+        phase=Phase.REGISTRY if name == "registry" else Phase.SERVICES,
+        has_fixed_address=name == "registry",
     )
 
 
@@ -79,9 +85,13 @@ async def test_control_socket_request_restarts_service(supervisor: Supervisor, t
     (before,) = supervisor.pids()["graph"]
     async with control.serving_restarts(supervisor, path):
         assert path.stat().st_mode & 0o077 == 0
-        assert await control.ask_restart(path, "graph") > 0
+        done = await control.ask_restart(path, "graph_service")
+        assert done.group == "graph"
+        assert done.seconds > 0
         assert supervisor.pids()["graph"] != [before]
-        with pytest.raises(CommandError, match="no process named nobody runs"):
+        with pytest.raises(
+            CommandError, match=r"nothing named nobody runs; name one of registry, tweet, graph, registry_s"
+        ):
             await control.ask_restart(path, "nobody")
     with pytest.raises(CommandError, match="no supervisor runs here"):
         await control.ask_restart(path, "graph")

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from roost_cli.exit_codes import CommandError
-from roost_cli.supervisor.topology import MAX_REPLICAS, process_specs, replicas_of
+from roost_cli.supervisor.groups import parse_groups, replica_groups, service_groups, with_replicas
+from roost_cli.supervisor.shared_addresses import SharedAddresses
+from roost_cli.supervisor.topology import Phase, Secrets, process_specs
 from services.catalog import SERVICES
 from services.platform.config import Settings
 
-
-def test_replicas_of_valid_list_returns_counts() -> None:
-    assert replicas_of("") == {}
-    assert replicas_of("timeline=3,fanout=2") == {"timeline": 3, "fanout": 2}
+ADDRESSES = SharedAddresses("127.0.0.1:1", "127.0.0.1:2", 7)
+FRONT_AND_BACK = "back=fanout,search*3;front=gateway,timeline,tweet,graph,identity,engagement*2"
 
 
-@pytest.mark.parametrize(
-    "text", ["timeline", "timeline=0", f"timeline={MAX_REPLICAS + 1}", "nobody=2", "mesh=2", "timeline=x"]
-)
-def test_replicas_of_malformed_list_raises_command_error(text: str) -> None:
-    with pytest.raises(CommandError, match="--replicas"):
-        replicas_of(text)
+def settings(tmp_path: Path, **changes: Any) -> Settings:
+    return Settings(backend="cluster", data_dir=tmp_path, **changes)
 
 
-def test_process_specs_start_with_registry_and_end_with_gateway(tmp_path: Path) -> None:
-    settings = Settings(
-        backend="cluster",
-        data_dir=tmp_path,
-        http_address="127.0.0.1:1",
-        grpc_address="127.0.0.1:2",
-        ops_address="127.0.0.1:3",
-    )
-    parts = process_specs(settings, {"timeline": 3})
+def shared() -> Secrets:
+    return Secrets("mesh" * 8, "operator" * 4)
+
+
+def option(arguments: tuple[str, ...], name: str) -> str:
+    return arguments[arguments.index(name) + 1]
+
+
+def test_process_specs_of_services_start_with_registry_and_end_with_gateway(tmp_path: Path) -> None:
+    groups = with_replicas(service_groups(), {"timeline": 3})
+    parts = process_specs(settings(tmp_path, ops_address="127.0.0.1:3"), groups, ADDRESSES, shared())
     assert parts[0].name == "registry"
     assert parts[-1].name == "gateway"
     assert parts[-1].arguments[2:6] == ("--grpc", "127.0.0.1:2", "--http", "127.0.0.1:1")
@@ -42,12 +41,47 @@ def test_process_specs_start_with_registry_and_end_with_gateway(tmp_path: Path) 
         name: 3 if name == "timeline" else 1 for name in SERVICES if name != "registry"
     }
     # Only the gateway's ops port can be configured, because there is one gateway.
-    assert [part.arguments[part.arguments.index("--ops") + 1] for part in parts] == [
-        *["127.0.0.1:0"] * (len(parts) - 1),
-        "127.0.0.1:3",
-    ]
+    assert [option(part.arguments, "--ops") for part in parts] == [*["127.0.0.1:0"] * (len(parts) - 1), "127.0.0.1:3"]
     # All processes share the secrets and the registry, but no data directory.
     assert len({part.environment["mesh_secret"] for part in parts}) == 1
     assert len({part.environment["registry_address"] for part in parts}) == 1
     assert len({part.arguments[-1] for part in parts}) == len(parts)
     assert {part.environment["backend"] for part in parts[1:]} == {"cluster"}
+
+
+def test_process_specs_of_replicas_are_equal_and_need_no_registry(tmp_path: Path) -> None:
+    one, two = process_specs(settings(tmp_path), replica_groups("2"), ADDRESSES, shared())
+    for number, part in enumerate((one, two), 1):
+        assert part.label == f"roost-{number}"
+        assert set(part.arguments[1 : part.arguments.index("--grpc")]) == {"gateway", *SERVICES} - {"registry"}
+        assert "registry_address" not in part.environment
+        # All accept connections from the socket of the supervisor, and share the gRPC address.
+        assert (part.environment["http_listener_fd"], part.inherited) == ("7", (7,))
+        assert part.environment["grpc_address_shared"] == "true"
+        assert not part.has_fixed_address
+    assert one.environment == two.environment
+
+
+def test_process_specs_of_groups_start_the_gateway_last(tmp_path: Path) -> None:
+    parts = process_specs(settings(tmp_path), parse_groups(FRONT_AND_BACK), ADDRESSES, shared())
+    assert [part.label for part in parts] == ["registry-1", "back-1", "back-2", "back-3", "front-1", "front-2"]
+    assert [part.phase for part in parts] == [Phase.REGISTRY, *[Phase.SERVICES] * 3, *[Phase.GATEWAY] * 2]
+    # Only the gateway processes get the addresses of the mesh.
+    assert [option(part.arguments, "--grpc") for part in parts[1:]] == [*["127.0.0.1:0"] * 3, *["127.0.0.1:2"] * 2]
+    assert [part.inherited for part in parts] == [*[()] * 4, *[(7,)] * 2]
+
+
+def test_process_specs_of_several_gateways_with_ops_port_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match=r"2 processes of roost cannot share the ops address .* leave --ops"):
+        process_specs(settings(tmp_path, ops_address="127.0.0.1:9090"), replica_groups("2"), ADDRESSES, shared())
+
+
+def test_process_specs_of_one_gateway_with_ops_port_restart_it_at_the_same_address(tmp_path: Path) -> None:
+    parts = process_specs(settings(tmp_path, ops_address="127.0.0.1:9090"), service_groups(), ADDRESSES, shared())
+    assert [part.name for part in parts if part.has_fixed_address] == ["registry", "gateway"]
+
+
+def test_secrets_of_settings_are_kept_and_others_are_random(tmp_path: Path) -> None:
+    given = Secrets.of(settings(tmp_path, mesh_secret="0123456789abcdef" * 2))
+    assert given.mesh_secret == "0123456789abcdef" * 2
+    assert given.operator_token != Secrets.of(settings(tmp_path)).operator_token

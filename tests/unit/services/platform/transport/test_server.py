@@ -351,3 +351,26 @@ async def test_exception_during_token_verification_hides_text(serve: Serve) -> N
     refusal = await refusal_of(stub.GetTweet(get(1), metadata=(("authorization", "Bearer x"),)))
     assert (refusal.code.name, refusal.reason) == ("INTERNAL", "INTERNAL")
     assert "hunter2" not in refusal.message
+
+
+async def test_shared_address_is_served_by_all_its_processes_and_by_no_other(serve: Serve, tmp_path: Path) -> None:
+    one = await serve(grpc_address_shared=True, data_dir=tmp_path / "one")
+    two = await serve(grpc_address_shared=True, data_dir=tmp_path / "two", grpc_address=one.target)
+    assert one.target == two.target
+    # gRPC spreads connections, so each call gets one of its own.
+    async with asyncio.timeout(30):
+        while not (one.tweets.seen and two.tweets.seen):
+            async with grpc.aio.insecure_channel(
+                one.target, options=[("grpc.use_local_subchannel_pool", 1)]
+            ) as channel:
+                await tweet_service_pb2_grpc.TweetServiceStub(channel).GetTweet(get(1))
+    with pytest.raises(errors.RoostError, match="another program listens there"):
+        await serve(data_dir=tmp_path / "three", grpc_address=one.target)
+    # In the registry, each process has an address at which only it answers.
+    addresses = {served.process._advertised() for served in (one, two)}
+    assert len(addresses - {one.target}) == 2
+    for served in (one, two):
+        served.tweets.seen.clear()
+        async with grpc.aio.insecure_channel(served.process._advertised()) as channel:
+            await tweet_service_pb2_grpc.TweetServiceStub(channel).GetTweet(get(1))
+        assert served.tweets.seen
