@@ -28,9 +28,10 @@ class _Command:
 # The subcommands by name. Only the module of the requested subcommand is imported, so that the command starts fast, and
 # a module that cannot be imported disables only its own subcommand.
 COMMANDS = {
-    "up": _Command("roost_cli.up", "up", "Run every service, in one process or each in its own."),
-    "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, or the gateway."),
-    "restart": _Command("roost_cli.restart", "restart", "Restart a service of `up --processes` without a failed call."),
+    "up": _Command("roost_cli.up", "up", "Run every service, in one process or in several."),
+    "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, with or without the gateway."),
+    "restart": _Command("roost_cli.restart", "restart", "Restart the processes of a service without a failed call."),
+    "topology": _Command("roost_cli.topology", "topology", "Print which process runs what, and who calls whom how."),
     "call": _Command("roost_cli.call", "call", "Call one method of the API."),
     "load": _Command("roost_cli.load.command", "load", "Load a graph and tweets from files, or do random operations."),
     "verify": _Command("roost_cli.verify.command", "verify", "Check that every home timeline is exact."),

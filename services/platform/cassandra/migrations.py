@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import grpc
 import structlog
+from cassandra import InvalidRequest
 
 from services.platform.log_events import LogEvent
 from services.platform.rpc import errors
@@ -74,7 +75,13 @@ async def migration_status(keyspace: Keyspace, migrations: Sequence[str]) -> Mig
     system = type(keyspace)(keyspace.cassandra, "system_schema")
     if not await system.read(_TABLES, keyspace.name):
         return MigrationStatus(keyspace.name, 0, len(migrations))
-    return MigrationStatus(keyspace.name, await _applied(keyspace, migrations), len(migrations))
+    try:
+        applied = await _applied(keyspace, migrations)
+    except InvalidRequest:
+        # Another process is creating the table at this moment: `system_schema` lists a table before statements can name
+        # it. `_create` waits until they can.
+        applied = 0
+    return MigrationStatus(keyspace.name, applied, len(migrations))
 
 
 async def migrate(keyspace: Keyspace, migrations: Sequence[str], at_start: bool = True) -> MigrationStatus:

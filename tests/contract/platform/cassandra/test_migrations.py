@@ -71,6 +71,17 @@ async def test_migrate_concurrent_processes_apply_each_script_once(
     assert [cql for cql in changed if " one" in cql] == [FIRST.partition(";")[0], SECOND]
 
 
+async def test_migrate_table_that_is_listed_but_not_usable_yet_is_created(
+    fresh: Keyspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The state in which a process finds the keyspace while another one creates the table.
+    replication = f"{{'class': 'NetworkTopologyStrategy', '{fresh.cassandra.settings.cassandra_datacenter}': 1}}"
+    await fresh.cassandra.change_schema(f"CREATE KEYSPACE {fresh.name} WITH replication = {replication}")
+    monkeypatch.setattr(migrations, "_TABLES", "SELECT keyspace_name FROM keyspaces WHERE keyspace_name = ?")
+    assert await migrate(fresh, (FIRST,)) == MigrationStatus(fresh.name, 0, 1)
+    assert await migration_status(fresh, (FIRST,)) == MigrationStatus(fresh.name, 1, 1)
+
+
 async def test_migrate_newer_or_different_schema_is_rejected(fresh: Keyspace) -> None:
     await migrate(fresh, (FIRST, SECOND))
     await expect_error(fresh, (FIRST,), rf"a newer release migrated {fresh.name} \(migration 2 > 1\)")
