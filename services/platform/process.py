@@ -85,7 +85,8 @@ class Process:
         self.services: dict[str, Service] = {}
         self.states: dict[str, str] = {}
         self.peers = Peers({})
-        self.grpc_port = self._own_port = 0
+        self.grpc_port = 0
+        self.advertised_address = ""
         self._state = STARTING
         self._wire = wire
         self._key_source = key_source
@@ -218,10 +219,8 @@ class Process:
         )
         # The channels of the services need the port, so the port is bound before the services are built. The server
         # accepts calls after `server.start`.
-        self.grpc_port = self._own_port = server.bind(settings.grpc_address)
-        if settings.grpc_address_shared:
-            # The registry needs an address at which no other process answers.
-            self._own_port = server.bind(f"{settings.grpc_address.rpartition(':')[0]}:0")
+        self.grpc_port = server.bind(settings.grpc_address)
+        self.advertised_address = _advertised(settings, server, self.grpc_port)
         await self._remotes.start(self.states, self._remote_services)
         if self._is_edge:
             self._endpoints.update(intercepted_methods(forwarders(self._remotes.names, self.channel)))
@@ -250,22 +249,25 @@ class Process:
         for worker in (*workers, tokens, self.peers):
             await self._lifecycle.start(worker)
         if settings.registry_address and builds:
-            self._registrar = Registrar(self._remotes.registry("registrar"), list(builds), self._advertised())
+            self._registrar = Registrar(self._remotes.registry("registrar"), list(builds), self.advertised_address)
             await self._registrar.start()
         self.states = dict.fromkeys(builds, SERVING)
         self._state = SERVING
-
-    def _advertised(self) -> str:
-        host, _, port = (self.settings.advertised_address or self.settings.grpc_address).rpartition(":")
-        if self.settings.grpc_address_shared and not self.settings.advertised_address:
-            return f"{host}:{self._own_port}"
-        return f"{host}:{int(port) or self._own_port}"
 
     async def _signing_keys(self) -> Sequence[VerificationKey]:
         # The call that fetches the keys is anonymous: the token of the current call is not verified yet and must not be
         # forwarded.
         current_call.set(Call())
         return await self._key_source.fetch(self.channel())
+
+
+def _advertised(settings: Settings, server: GrpcServer, port: int) -> str:
+    """Returns the gRPC address (host:port) at which only this process answers. `port` is the one that it listens on; if
+    other processes listen on it too, binds another one."""
+    host, _, wanted = (settings.advertised_address or settings.grpc_address).rpartition(":")
+    if settings.grpc_address_shared and not settings.advertised_address:
+        return f"{host}:{server.bind(f'{host}:0')}"
+    return f"{host}:{int(wanted) or port}"
 
 
 def _report_ids(backend: Backends) -> None:

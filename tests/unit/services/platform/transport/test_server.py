@@ -367,10 +367,10 @@ async def test_shared_address_is_served_by_all_its_processes_and_by_no_other(ser
     with pytest.raises(errors.RoostError, match="another program listens there"):
         await serve(data_dir=tmp_path / "three", grpc_address=one.target)
     # In the registry, each process has an address at which only it answers.
-    addresses = {served.process._advertised() for served in (one, two)}
+    addresses = {served.process.advertised_address for served in (one, two)}
     assert len(addresses - {one.target}) == 2
     for served in (one, two):
         served.tweets.seen.clear()
-        async with grpc.aio.insecure_channel(served.process._advertised()) as channel:
+        async with grpc.aio.insecure_channel(served.process.advertised_address) as channel:
             await tweet_service_pb2_grpc.TweetServiceStub(channel).GetTweet(get(1))
         assert served.tweets.seen
