@@ -4,8 +4,9 @@ servers, in a namespace for each data directory."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from services.shared import absences
 from services.tweet import server as tweet_server
 from tests.cluster import BACKEND_NAMES, Namespace, backend
 from tests.long_deadlines import long_deadlines, original_deadlines
+from tests.replicas import AlternatingChannel
 
 # The same examples at every run, so that a red run is about the change at hand; `--hypothesis-profile=explore` draws new ones.
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
@@ -46,6 +48,10 @@ SHORT, LONG = "short", "long"
 # Parameters of tests and fixtures that run once over each wire. On the cluster backend, which is slow and has the same
 # wires, only the one that a deployment uses; with `--all` both.
 WIRES = [pytest.param("inprocess", marks=pytest.mark.long("cluster")), "grpc"]
+# A third way: two equal processes with all services, between which the client alternates. Only on the cluster backend, because an
+# embedded store belongs to one process; only with `--all`, because each mesh starts twice.
+REPLICAS = pytest.param("replicas", marks=[pytest.mark.cluster, pytest.mark.long])
+SHAPES = [*WIRES, REPLICAS]
 # A long test that takes longer hangs. The longest takes a fifth of it if nothing else runs.
 LONG_WITHIN_S = 3600
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -162,26 +168,39 @@ def shared() -> Path:
 
 @dataclass
 class Mesh:
-    """A running process and the stubs of an outside client; `as_user` makes calls in somebody's name."""
+    """A running process and the stubs of an outside client; `as_user` makes calls in somebody's name.
+
+    `siblings` are equal processes on the same data. Then the stubs call one process after the other.
+    """
 
     process: Process
     wire: Wire
+    siblings: Sequence[Process] = ()
     _tokens: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        client = self.process.channel("")
+        client = self.channel("")
         self.auth = auth_service_pb2_grpc.AuthServiceStub(client)
         self.users = user_service_pb2_grpc.UserServiceStub(client)
         self.graph = graph_service_pb2_grpc.GraphServiceStub(client)
         self.tweets = tweet_service_pb2_grpc.TweetServiceStub(client)
         self.timelines = timeline_service_pb2_grpc.TimelineServiceStub(client)
-        operator = self.process.channel("operator")
+        operator = self.channel("operator")
         self.operator_auth = auth_service_pb2_grpc.AuthServiceStub(operator)
         self.operator_users = user_service_pb2_grpc.UserServiceStub(operator)
         self.operator_graph = graph_service_pb2_grpc.GraphServiceStub(operator)
         self.operator_tweets = tweet_service_pb2_grpc.TweetServiceStub(operator)
         self.operator_timelines = timeline_service_pb2_grpc.TimelineServiceStub(operator)
         self.fanout = fanout_service_pb2_grpc.FanoutServiceStub(operator)
+
+    @property
+    def processes(self) -> Sequence[Process]:
+        return (self.process, *self.siblings)
+
+    def channel(self, caller: str = "") -> grpc.aio.Channel:
+        """Returns a channel to the mesh; with siblings one that alternates between the processes."""
+        channels = [process.channel(caller) for process in self.processes]
+        return AlternatingChannel(channels) if self.siblings else channels[0]
 
     @contextmanager
     def as_user(self, user_id: int) -> Iterator[None]:
@@ -245,20 +264,25 @@ class Mesh:
 
     def event_log(self) -> EmbeddedLog | KafkaLog:
         """Returns the event log of the process, with its running consumers by group."""
-        workers = self.process.services["graph"].workers
-        return next(worker._log for worker in workers if isinstance(worker, EmbeddedConsumer | KafkaConsumer))
+        return _event_log(self.process)
 
     async def absences_counted(self) -> None:
         """Waits until the counts of follows, likes and replies exclude the users who are suspended or deactivated, and
         include those who are back."""
         log = self.event_log()
-        consumers = [log.running[group] for group in ABSENCE_GROUPS]
+        # The processes of a consumer group share its partitions.
+        consumers = [_event_log(process).running[group] for process in self.processes for group in ABSENCE_GROUPS]
         async with asyncio.timeout(SETTLE_WITHIN_S):
             # In the order in which events move on, so that one that moves meanwhile is not missed.
             while (await outbox.pending_lag(log, absences.TOPICS, 0)).events or any(
                 [(await consumer.lag()).events for consumer in consumers]
             ):
                 await asyncio.sleep(0.005)
+
+
+def _event_log(process: Process) -> EmbeddedLog | KafkaLog:
+    workers = process.services["graph"].workers
+    return next(worker._log for worker in workers if isinstance(worker, EmbeddedConsumer | KafkaConsumer))
 
 
 MeshFactory = Callable[..., Awaitable[Mesh]]
@@ -284,29 +308,40 @@ async def start_process(settings: Settings, **options: Any) -> Process:
     return await Process.start(settings, SERVICES, backend=BACKENDS[settings.backend], key_source=KEY_SOURCE, **options)
 
 
+@asynccontextmanager
+async def running_mesh(settings: Settings, wire: str) -> AsyncIterator[Mesh]:
+    """Runs a mesh over one of SHAPES."""
+    async with AsyncExitStack() as stack:
+        processes = []
+        chosen: Wire = "grpc" if wire == "grpc" else "inprocess"
+        for number in range(2 if wire == "replicas" else 1):
+            # Without sockets every message is checked for changes after it was handed over.
+            checker = MutationGuard() if chosen == "inprocess" else None
+            own = settings.model_copy(update={"data_dir": settings.data_dir / "sibling"}) if number else settings
+            process = await start_process(own, wire=chosen, checker=checker)
+            processes.append(process)
+            if checker is not None:
+                stack.callback(checker.verify)
+            stack.push_async_callback(process.stop)
+        yield Mesh(processes[0], chosen, processes[1:])
+
+
 @pytest.fixture
 async def start_mesh(tmp_path: Path) -> AsyncIterator[MeshFactory]:
     """Starts meshes with changed settings; all are stopped at the end of the test."""
-    running: list[Process] = []
+    async with AsyncExitStack() as stack:
+        started = itertools.count()
 
-    async def start(wire: Wire = "inprocess", data_dir: Path | None = None, **changes: Any) -> Mesh:
-        settings = mesh_settings(data_dir or tmp_path / f"mesh-{len(running)}", **changes)
-        # Without sockets every message is checked for changes after it was handed over.
-        checker = MutationGuard() if wire == "inprocess" else None
-        process = await start_process(settings, wire=wire, checker=checker)
-        running.append(process)
-        return Mesh(process, wire)
+        async def start(wire: str = "inprocess", data_dir: Path | None = None, **changes: Any) -> Mesh:
+            settings = mesh_settings(data_dir or tmp_path / f"mesh-{next(started)}", **changes)
+            return await stack.enter_async_context(running_mesh(settings, wire))
 
-    yield start
-    for process in running:
-        await process.stop()
-        if process.checker is not None:
-            process.checker.verify()
+        yield start
 
 
-@pytest.fixture(params=WIRES)
+@pytest.fixture(params=SHAPES)
 async def mesh(request: pytest.FixtureRequest, start_mesh: MeshFactory) -> Mesh:
-    """A mesh, once over each of WIRES."""
+    """A mesh, once over each of SHAPES."""
     return await start_mesh(wire=request.param)
 
 

@@ -220,7 +220,9 @@ class KillDrill:
                 if not waiting:
                     waiting = self.chance.sample(list(services), len(services))
                 await asyncio.sleep(self.chance.uniform(MIN_PAUSE_S, MAX_PAUSE_S))
-                self.victim = self.chance.choice(self.mesh_processes.labels(waiting.pop()))
+                labels = self.mesh_processes.labels(waiting.pop())
+                # Not the same process again if the group has another one.
+                self.victim = self.chance.choice([label for label in labels if label != self.victim] or labels)
                 seconds = await disturb(self.mesh_processes, self.victim)
                 self._shown.say(f"{self.victim}: back in {seconds:.1f} s; {self.result.failed:,} failed so far")
                 self.result.recoveries_s.append(seconds)

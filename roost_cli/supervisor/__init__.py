@@ -1,1 +1,1 @@
-"""`roost up --processes`: starts each service in processes of its own, and restarts processes that end."""
+"""Starts the processes of a mesh of several groups, and restarts processes that end."""

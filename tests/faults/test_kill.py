@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from roost_cli.drill.command import services_plan
+from roost_cli.drill.command import REPLICAS_PLAN, Plan, services_plan
 from roost_cli.drill.kill import KillDrill
 from roost_cli.drill.multi_process_mesh import MultiProcessMesh
 from roost_cli.progress import Silent
@@ -22,12 +22,15 @@ ROUNDS = 2
 CLIENTS, READS_A_WRITE = 6, 10
 
 
-async def test_kill_drill_killed_process_loses_nothing(tmp_path: Path, namespace: Namespace) -> None:
+@pytest.mark.parametrize("plan", [services_plan(SERVICES), REPLICAS_PLAN], ids=["services", "replicas"])
+async def test_kill_drill_killed_process_loses_nothing(tmp_path: Path, namespace: Namespace, plan: Plan) -> None:
     settings = {name: str(value) for name, value in namespace.settings.items()}
-    mesh_processes = await MultiProcessMesh.start(tmp_path, settings, services_plan(SERVICES).shape)
+    mesh_processes = await MultiProcessMesh.start(tmp_path, settings, plan.shape)
     try:
-        drill = KillDrill(mesh_processes, 1, Silent(), reads_a_write=READS_A_WRITE, clients=CLIENTS)
-        result = await drill.run(SERVICES, ROUNDS)
+        drill = KillDrill(
+            mesh_processes, 1, Silent(), reads_a_write=READS_A_WRITE, clients=CLIENTS, attempts=plan.attempts
+        )
+        result = await drill.run(plan.groups, ROUNDS)
         await mesh_processes.stop()
     finally:
         await mesh_processes.kill_all()

@@ -24,10 +24,10 @@ from roost.identity.v1 import user_service_pb2
 from gateway_http.app import Gateway
 from gateway_http.server import HttpServer
 from services.platform.config import Settings
-from services.platform.process import Wire
-from services.platform.transport.message_guard import MutationGuard
+from services.platform.process import Process
 from tests.cluster import backend
-from tests.conftest import WIRES, Mesh, MeshFactory, mesh_settings, start_process
+from tests.conftest import REPLICAS, SHAPES, Mesh, MeshFactory, mesh_settings, running_mesh
+from tests.replicas import AlternatingTransport
 
 PASSWORD = "correct horse battery"
 ADMIN = "root_admin"
@@ -115,26 +115,41 @@ class Web:
         return [tweet["id"] for tweet in answer.json()["tweets"]]
 
 
+def gateway(process: Process) -> HttpServer:
+    """Returns an HTTP server with the gateway of a process, on any free port."""
+    app = Gateway(process.channel("gateway"), process.verifier, process.settings, process.health, process.rate_limits)
+    return HttpServer(app, "127.0.0.1", 0)
+
+
 async def open_web(mesh: Mesh, settings: Settings) -> tuple[HttpServer, httpx.AsyncClient]:
-    process = mesh.process
-    app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
-    server = HttpServer(app, "127.0.0.1", 0)
+    server = gateway(mesh.process)
     port = await server.start()
     return server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20)
+
+
+@asynccontextmanager
+async def web_client(mesh: Mesh) -> AsyncIterator[httpx.AsyncClient]:
+    """Runs the gateway of each process, and yields a client that alternates between them."""
+    async with AsyncExitStack() as stack:
+        ports = []
+        for process in mesh.processes:
+            server = gateway(process)
+            ports.append(await server.start())
+            stack.push_async_callback(server.stop)
+        url, transport = f"http://127.0.0.1:{ports[0]}", AlternatingTransport(ports)
+        yield await stack.enter_async_context(httpx.AsyncClient(base_url=url, timeout=20, transport=transport))
 
 
 @pytest.fixture
 async def own_web(start_mesh: MeshFactory) -> AsyncIterator[Web]:
     """The gateway over a mesh of this test alone; `root_admin` is an administrator."""
     mesh = await start_mesh(admins=(ADMIN,))
-    server, client = await open_web(mesh, mesh.process.settings)
-    async with client:
+    async with web_client(mesh) as client:
         yield Web(mesh, client)
-    await server.stop()
 
 
 @asynccontextmanager
-async def module_mesh(folder: Path, wire: Wire = "inprocess", **changes: Any) -> AsyncIterator[Mesh]:
+async def module_mesh(folder: Path, wire: str = "inprocess", **changes: Any) -> AsyncIterator[Mesh]:
     """Runs a mesh for several tests, in a namespace that is released at its end and not at the end of a test.
 
     `changes` are fields of Settings.
@@ -144,27 +159,20 @@ async def module_mesh(folder: Path, wire: Wire = "inprocess", **changes: Any) ->
             namespace = backend.take()
             stack.callback(backend.give_back, namespace)
             changes = namespace.settings | changes
-        checker = MutationGuard() if wire == "inprocess" else None
-        process = await start_process(mesh_settings(folder, **changes), wire=wire, checker=checker)
-        stack.push_async_callback(process.stop)
-        yield Mesh(process, wire)
-    if checker is not None:
-        checker.verify()
+        yield await stack.enter_async_context(running_mesh(mesh_settings(folder, **changes), wire))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def web(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
-    """The gateway over a mesh that the tests of a module share; `root_admin` is an administrator."""
-    async with module_mesh(tmp_path_factory.mktemp("shared"), admins=(ADMIN,)) as mesh:
-        server, client = await open_web(mesh, mesh.process.settings)
-        async with client:
-            yield Web(mesh, client, shared=True)
-        await server.stop()
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["inprocess", REPLICAS])
+async def web(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Web]:
+    """The gateway over a mesh that the tests of a module share; `root_admin` is an administrator. With `--all` also over two processes."""
+    folder = tmp_path_factory.mktemp("shared")
+    async with module_mesh(folder, request.param, admins=(ADMIN,)) as mesh, web_client(mesh) as client:
+        yield Web(mesh, client, shared=True)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WIRES)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=SHAPES)
 async def shared_mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
-    """A mesh that the tests of a module share, once over each of WIRES.
+    """A mesh that the tests of a module share, once over each of SHAPES.
 
     Name users by `unique`.
     """

@@ -24,7 +24,11 @@ class Actors:
         return [("authorization", "Bearer token")]
 
 
-async def begin(answers: list[tuple[int, bytes]]) -> KillDrill:
+# In the place of an answer: the server closes the connection without one, as a killed process does.
+BROKEN = (0, b"")
+
+
+async def begin(answers: list[tuple[int, bytes]], attempts: int = 1) -> KillDrill:
     """Returns the drill after a client followed a user and posted three times, which a server answered in this order."""
 
     ended = asyncio.Event()
@@ -36,6 +40,9 @@ async def begin(answers: list[tuple[int, bytes]]) -> KillDrill:
                 length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
                 await reader.readexactly(length)
                 status, body = answers.pop(0)
+                if not status:
+                    writer.close()
+                    return
                 writer.write(b"HTTP/1.1 %d .\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body))
         except asyncio.IncompleteReadError:
             writer.close()
@@ -44,7 +51,7 @@ async def begin(answers: list[tuple[int, bytes]]) -> KillDrill:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         mesh: Any = SimpleNamespace(http=server.sockets[0].getsockname())
-        drill, actors = KillDrill(mesh, 1, Silent()), Actors()
+        drill, actors = KillDrill(mesh, 1, Silent(), attempts=attempts), Actors()
         client = Client(drill, actors, 1, (1, 2))  # type: ignore[arg-type]
         await client.begin()
         client.http.close()
@@ -82,3 +89,19 @@ async def test_client_service_gone_does_not_repeat_request() -> None:
     drill = await begin([FOLLOWED, problem(503, "unavailable"), *POSTS[:2]])
     assert (drill.result.slow, drill.result.failed) == (0, 1)
     assert drill.history.counts()[Outcome.UNKNOWN] == 1
+
+
+async def test_client_broken_connection_is_repeated_once_if_gateways_are_killed() -> None:
+    drill = await begin([BROKEN, FOLLOWED, POSTS[0], BROKEN, *POSTS[1:]], kill.ATTEMPTS_AT_KILLED_GATEWAY)
+    assert (drill.result.reconnected, drill.result.failed, drill.result.writes) == (2, 0, 4)
+    assert drill.history.counts()[Outcome.OK] == 4
+
+
+async def test_client_second_broken_connection_counts_failure() -> None:
+    drill = await begin([BROKEN, BROKEN, *POSTS], kill.ATTEMPTS_AT_KILLED_GATEWAY)
+    assert (drill.result.reconnected, drill.result.failed) == (1, 1)
+
+
+async def test_client_broken_connection_is_failure_if_no_gateway_is_killed() -> None:
+    drill = await begin([BROKEN, *POSTS])
+    assert (drill.result.reconnected, drill.result.failed) == (0, 1)
