@@ -139,5 +139,8 @@ async def test_attempts_from_many_addresses_are_slowed_and_rejected_ones_do_not_
     assert found == [True] * SLOWED_FAILURES.calls + [False] * (FAILURES.calls + 2)
     assert await fail(next(processes), ELSEWHERE, "bob")
     # The rejected attempts did not use up what FAILURES allows this address.
+    rejected = await next(processes).attempt("ada", ELSEWHERE)
+    assert isinstance(rejected, Verdict)
+    assert rejected.limit == SLOWED_FAILURES
     clock.now += STRANGERS_FAILURES.window_s
     assert await fail(next(processes), ELSEWHERE)
