@@ -9,6 +9,7 @@ import typer
 
 from roost_cli import options
 from roost_cli.bench import delivery, home, local_mesh, login, other_reads, posts, reads, table
+from roost_cli.exit_codes import CommandError
 
 MAX_CALLERS = 1_000
 MAX_POSTS_PER_SECOND = 100_000
@@ -154,6 +155,33 @@ def bench_delivery(
     """Measure the time from the response to a post until followers read the tweet."""
     found = local_mesh.find(grpc, http)
     delivery.run(rounds, min(seconds, home.MAX_SECONDS // rounds), posts, found, table.Output(markdown))
+
+
+@bench.command("growth")
+def bench_growth(
+    series: Annotated[
+        list[str] | None,
+        typer.Argument(help="followers, length, celebrities, users, tweets [all]."),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also a million followers and users, and ten million tweets: half an hour.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Leave out sizes above this [none].")] = None,
+    plots: Annotated[
+        Path | None,
+        typer.Option("--plots", exists=True, file_okay=False, writable=True, help="Write SVG plots into this folder."),
+    ] = None,
+    markdown: Markdown = None,
+    ci: Annotated[bool, typer.Option("--ci", help="Fail if an exponent is above its limit.")] = False,
+) -> None:
+    """Measure how the cost of posts and reads grows, in meshes of this process. Needs no running mesh."""
+    from roost_cli.bench.growth.run import run  # imported here: the services are slow to import
+    from roost_cli.bench.growth.series import SERIES
+
+    if unknown := set(series or ()) - SERIES.keys():
+        raise CommandError(f"there is no series {min(unknown)}: choose {', '.join(SERIES)}")
+    chosen = [SERIES[name] for name in series or SERIES]
+    run(chosen, full=full, limit=limit, plots=plots, markdown=markdown, ci=ci)
 
 
 @bench.command("fanout")
