@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from roost.fanout.v1 import fanout_service_pb2, fanout_service_pb2_grpc
 from roost.graph.v1 import graph_service_pb2, graph_service_pb2_grpc
@@ -27,7 +28,6 @@ from services.platform.process import Process
 from services.platform.rpc.context import Actor, Call, current_call
 from services.platform.service import Service, ServiceContext
 from services.timeline.store import HomeTimelineStore
-from services.timeline.store.memory import EmbeddedHomeTimelines
 
 # Seconds that a mesh waits until follows count as old. All follows are older than that when it starts.
 CLOCK_MARGIN_S = 0.05
@@ -136,7 +136,9 @@ async def running(folder: Path, homes: int) -> AsyncIterator[GrowthMesh]:
 
     async def timeline(context: ServiceContext) -> Service:
         service = await SERVICES["timeline"](context)
-        stores.extend(one for one in service.resources if isinstance(one, EmbeddedHomeTimelines))
+        # Its store is its only resource.
+        (store,) = service.resources
+        stores.append(cast(HomeTimelineStore, store))
         return service
 
     settings = Settings(

@@ -52,7 +52,8 @@ def draw(title: str, x_title: str, y_title: str, curves: Sequence[Curve]) -> str
     """Returns an SVG document with the points and lines of the curves, and a legend with their exponents. All values
     must be above 0."""
     x_axis = _axis([size for curve in curves for size in curve.sizes], LEFT, WIDTH - RIGHT)
-    y_axis = _axis([cost for curve in curves for cost in curve.costs], HEIGHT - BOTTOM, TOP)
+    on_lines = [curve.line.at(size) for curve in curves for size in curve.sizes if math.isfinite(curve.line.exponent)]
+    y_axis = _axis([*(cost for curve in curves for cost in curve.costs), *on_lines], HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="11">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
@@ -76,8 +77,8 @@ def _grid(x_axis: _Axis, y_axis: _Axis) -> list[str]:
     parts = []
     for tick in x_axis.ticks():
         x = x_axis.at(tick)
-        parts.append(_line(x, x_axis_y := y_axis.start, x, y_axis.end, "#dddddd"))
-        parts.append(_text(x, x_axis_y + 16, _number(tick), anchor="middle"))
+        parts.append(_line(x, y_axis.start, x, y_axis.end, "#dddddd"))
+        parts.append(_text(x, y_axis.start + 16, _number(tick), anchor="middle"))
     for tick in y_axis.ticks():
         y = y_axis.at(tick)
         parts.append(_line(x_axis.start, y, x_axis.end, y, "#dddddd"))
@@ -89,8 +90,10 @@ def _curve(curve: Curve, colour: str, legend_y: float, x_axis: _Axis, y_axis: _A
     ends = [(x_axis.at(size), y_axis.at(curve.line.at(size))) for size in (min(curve.sizes), max(curve.sizes))]
     points = zip(curve.sizes, curve.costs, strict=True)
     legend_x = WIDTH - RIGHT + 14
+    # A single point has no line.
+    line = [_line(*ends[0], *ends[1], colour)] if math.isfinite(curve.line.exponent) else []
     return [
-        _line(*ends[0], *ends[1], colour),
+        *line,
         *(f'<circle cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="4" fill="{colour}"/>' for x, y in points),
         f'<circle cx="{legend_x}" cy="{legend_y - 4}" r="4" fill="{colour}"/>',
         _text(legend_x + 10, legend_y, curve.title),

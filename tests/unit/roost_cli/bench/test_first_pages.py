@@ -9,8 +9,8 @@ from roost_cli.bench.first_pages import Pages
 from roost_cli.exit_codes import CommandError
 
 
-def tweet(**fields: str) -> dict[str, object]:
-    plain = {"reply_to_id": "0", "retweet_of_id": "0", "quote_of_id": "0", "metrics": {"likes": 0}}
+def tweet(**fields: object) -> dict[str, object]:
+    plain: dict[str, object] = {"reply_to_id": "0", "retweet_of_id": "0", "quote_of_id": "0", "metrics": {"likes": 0}}
     return plain | fields
 
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from roost_cli.bench.growth.fit import Fit
-from roost_cli.bench.growth.plot import Curve, draw
+from roost_cli.bench.growth.plot import BOTTOM, HEIGHT, Curve, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -38,4 +38,11 @@ def test_draw_line_follows_fit_over_sizes_of_curve() -> None:
 
 
 def test_draw_single_size_has_axes() -> None:
-    assert drawn(Curve("post", [10], [1], Fit(float("nan"), 1.0))) is not None
+    root = drawn(Curve("post", [10], [1], Fit(float("nan"), 1.0)))
+    assert "nan" not in "".join(" ".join(one.attrib.values()) for one in root.iter())
+
+
+def test_draw_line_below_points_stays_inside_axes() -> None:
+    root = drawn(Curve("post", [10, 1_000], [12, 500], Fit(1.0, 0.5)))
+    bottom = HEIGHT - BOTTOM
+    assert all(float(one.attrib[name]) <= bottom for one in root.iter(f"{SVG}line") for name in ("y1", "y2"))
