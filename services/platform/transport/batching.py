@@ -8,7 +8,6 @@ queued calls are sent together, up to MAX_ITEMS or MAX_BYTES. A single queued ca
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from prometheus_client import Histogram
 from roost.batch.v1 import batch_service_pb2 as pb
 from roost.batch.v1 import batch_service_pb2_grpc as pb_grpc
 
+from services.platform.ids.random_hex import random_hex
 from services.platform.rpc import errors
 from services.platform.rpc.context import Call, current_call
 from services.platform.rpc.contract import Method, methods
@@ -134,7 +134,7 @@ class BatchingChannel(AbstractChannel):
             authorization=f"Bearer {call.actor.token}" if call.actor.token else "",
             deadline_ms=max(int(left_s * 1000), 1),
             traceparent=call.traceparent,
-            request_id=call.request_id or secrets.token_hex(8),
+            request_id=call.request_id or random_hex(8),
             payload=request.SerializeToString(),
             client_address=call.address,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Generator, Sequence
 from time import monotonic
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from services.platform.ids.random_hex import random_hex
 from services.platform.rpc import errors
 from services.platform.rpc.by_reference import ByReference
 from services.platform.rpc.context import Call, current_call
@@ -74,7 +74,7 @@ class BoundMethod:
             deadline = capped
         if timeout is not None and deadline > now + timeout:
             deadline = now + timeout
-        request_id = parent_call.request_id or secrets.token_hex(8)
+        request_id = parent_call.request_id or random_hex(8)
         # Creates the Call without `Call(…)`, because the constructor of a named tuple is a function in Python.
         about = (parent_call.traceparent, deadline, parent_call.user_agent, parent_call.address)
         values = (self.path, parent_call.actor, self.caller, request_id, *about)

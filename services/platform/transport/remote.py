@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
 
+from services.platform.ids.random_hex import random_hex
 from services.platform.rpc.context import NEVER, current_call
 from services.platform.rpc.contract import Method, methods
 from services.platform.transport.base import AbstractChannel
@@ -111,7 +111,7 @@ class MeshChannel(AbstractChannel):
 
     def _metadata(self) -> list[tuple[str, str]]:
         call = current_call.get()
-        pairs = [*self._identity, (REQUEST_ID_KEY, call.request_id or secrets.token_hex(8))]
+        pairs = [*self._identity, (REQUEST_ID_KEY, call.request_id or random_hex(8))]
         if token := call.actor.token or self._token:
             pairs.append((AUTHORIZATION_KEY, f"Bearer {token}"))
         if call.address:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import secrets
 from collections.abc import Mapping
 from time import monotonic
 from types import TracebackType
@@ -14,6 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from services.platform.ids.random_hex import random_hex
 from services.platform.rpc import errors
 from services.platform.rpc.interceptors import unexpected_error
 from services.platform.transport.call_log import log_call
@@ -41,7 +41,7 @@ class Reply:
         self._context = context
         self._logged = logged
         self._method = method
-        self.request_id = metadata.get(REQUEST_ID_KEY, "")[:MAX_ID_CHARS] or secrets.token_hex(8)
+        self.request_id = metadata.get(REQUEST_ID_KEY, "")[:MAX_ID_CHARS] or random_hex(8)
         self.traceparent = metadata.get(TRACE_KEY, "")[:MAX_ID_CHARS] or _new_trace()
         self.user_id = 0
         self.set_trailing_metadata(())
@@ -73,7 +73,7 @@ class Reply:
 
 def _new_trace() -> str:
     """Returns a W3C traceparent with a new trace id and the sampled flag."""
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    return f"00-{random_hex(16)}-{random_hex(8)}-01"
 
 
 async def read_message(context: Any, deadline: float) -> bytes:
