@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from roost_cli import options
-from roost_cli.bench import delivery, home, local_mesh, login, other_reads, posts, reads, table
-from roost_cli.exit_codes import CommandError
+from roost_cli.bench import delivery, home, local_mesh, login, other_reads, posts, reads, stages, table
+from roost_cli.exit_codes import FAULTS, CommandError
 
 MAX_CALLERS = 1_000
 MAX_POSTS_PER_SECOND = 100_000
+MAX_OPERATIONS = 10_000
+# With more users, filling the stores takes minutes.
+MAX_START_USERS = 100_000
+DEFAULT_START_USERS = 1_000
+# Length of a round of `all` in seconds, so that the whole takes about five minutes.
+ALL_SECONDS = 3
 
 Rounds = Annotated[int, typer.Option("--rounds", min=1, max=home.MAX_ROUNDS, help="The number of rounds per server.")]
 Seconds = Annotated[
@@ -155,6 +162,65 @@ def bench_delivery(
     """Measure the time from the response to a post until followers read the tweet."""
     found = local_mesh.find(grpc, http)
     delivery.run(rounds, min(seconds, home.MAX_SECONDS // rounds), posts, found, table.Output(markdown))
+
+
+@bench.command("stages")
+def bench_stages(
+    operations: Annotated[
+        int, typer.Option("--operations", min=1, max=MAX_OPERATIONS, help="The number of posts and of reads.")
+    ] = 500,
+    markdown: Markdown = None,
+    http: Http = None,
+    grpc: options.Grpc = None,
+) -> None:
+    """Measure the stages of a home read and of a post against their time budgets, from the metrics of the mesh."""
+    stages.run(operations, local_mesh.find(grpc, http), table.Output(markdown))
+
+
+@bench.command("start")
+def bench_start(
+    rounds: Rounds = 3,
+    users: Annotated[
+        int, typer.Option("--users", min=2, max=MAX_START_USERS, help="The number of users.")
+    ] = DEFAULT_START_USERS,
+    markdown: Markdown = None,
+) -> None:
+    """Measure the start of a mesh, and its memory per user and per warm home. Needs no running mesh."""
+    _start(rounds, users, table.Output(markdown))
+
+
+@bench.command("all")
+def bench_all(
+    rounds: Rounds = 3, markdown: Markdown = None, ci: Ci = False, http: Http = None, grpc: options.Grpc = None
+) -> None:
+    """Measure home, thread, search, delivery, stages, login and posts on the running mesh, and start."""
+    found, output = local_mesh.find(grpc, http), table.Output(markdown, ci)
+    plan = reads.ReadPlan(rounds, ALL_SECONDS, connections=16)
+    faults: list[str] = []
+    workloads: list[Callable[[], None]] = [
+        lambda: home.run(plan, home.DEFAULT_POSTS, found, output),
+        *(lambda what=what: other_reads.run(what, plan, found, output) for what in other_reads.Read),
+        lambda: delivery.run(rounds, ALL_SECONDS, home.DEFAULT_POSTS, found, output),
+        lambda: stages.run(500, found, output),
+        lambda: login.run(rounds, ALL_SECONDS, 4, found, output),
+        # Last of those on this mesh, because it fills all pages with plain tweets.
+        lambda: posts.run(posts.PostsPlan(rounds, ALL_SECONDS, 32, 0), found, output),
+        lambda: _start(rounds, DEFAULT_START_USERS, output),
+    ]
+    for workload in workloads:
+        try:
+            workload()
+        except CommandError as error:
+            # A ratio above its limit must not hide the others.
+            faults.append(error.message)
+    if faults:
+        raise CommandError("\n".join(faults), FAULTS)
+
+
+def _start(rounds: int, users: int, output: table.Output) -> None:
+    from roost_cli.bench import start  # imported here: the services' stores are slow to import
+
+    start.run(rounds, users, output)
 
 
 @bench.command("growth")

@@ -121,3 +121,15 @@ def busy_seconds(proc: Path = PROC) -> float:
     # The columns are user, nice, system, idle, iowait, irq, softirq, steal. Those after them are part of user.
     user, nice, system, _, _, irq, softirq, steal = map(int, fields[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pids: Iterable[int], proc: Path = PROC) -> int:
+    """Returns the resident memory of the processes together, in bytes. Raises CommandError if a process has ended."""
+    total = 0
+    for pid in pids:
+        try:
+            # The second field is the number of resident pages.
+            total += int((proc / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        except OSError:
+            raise CommandError(f"cannot read the memory of process {pid}") from None
+    return total

@@ -41,11 +41,12 @@ class Bench:
     document: Path
     capsys: pytest.CaptureFixture[str]
 
-    async def run(self, workload: str, *options: str) -> tuple[dict[str, list[str]], str]:
-        """Runs `roost bench` with a document. Returns the cells of the table by the name of their row, the column titles
-        as the row "", and the output."""
+    async def run(self, workload: str, *options: str, rounds: bool = True) -> tuple[dict[str, list[str]], str]:
+        """Runs `roost bench` with a document; `rounds` is whether the workload has rounds. Returns the cells of the table
+        by the name of their row, the column titles as the row "", and the output."""
         self.document.write_text(f"{table.BEGIN.format(workload)}\n{table.END.format(workload)}\n")
-        argv = ["bench", workload, "--rounds", "1", "--seconds", "1", "--markdown", str(self.document), *options]
+        length = ["--rounds", "1", "--seconds", "1"] if rounds else []
+        argv = ["bench", workload, "--markdown", str(self.document), *length, *options]
         assert await asyncio.to_thread(run, argv) == 0
         lines = [line.split("|")[1:-1] for line in self.document.read_text().splitlines() if line.startswith("|")]
         cells = {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines if "---" not in line[1]}
@@ -131,6 +132,15 @@ async def test_bench_reads_compare_with_bare_server(bench: Bench, workload: str)
     assert [figure(cell) > 0 for cell in cells["bytes an answer"]] == [True, True]
 
 
+async def test_bench_stages_sum_up_to_whole_request(bench: Bench) -> None:
+    await bench.run("stages", "--operations", "5", rounds=False)
+    lines = [line.split("|")[1:-1] for line in bench.document.read_text().splitlines() if line.startswith("|")]
+    ms = {line[0].strip(): float(line[2]) for line in lines[2:]}
+    posts = [value for title, value in ms.items() if title.startswith("post: ")]
+    assert ms["post, whole"] == pytest.approx(sum(posts), abs=0.02)
+    assert ms["read, whole"] > ms["read: hydration and visibility"] > 0
+
+
 async def test_bench_login_compares_with_bcrypt(bench: Bench) -> None:
     cells, output = await bench.run("login", "--callers", "2")
     assert cells[""] == ["Roost", "bcrypt alone"]
@@ -147,3 +157,16 @@ async def test_bench_delivery_measures_until_followers_see_tweet(bench: Bench) -
         assert figure(cells["tweets"][column]) > 0
         percentiles = [figure(cells[f"seen after the 201, {name} ms"][column]) for name in ("p50", "p95", "p99")]
         assert 0 < percentiles[0] <= percentiles[1] <= percentiles[2]
+
+
+async def test_bench_start_measures_memory_of_own_meshes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROOST_CLOCK_MARGIN_S", "0.05")
+    document = tmp_path / "benchmarks.md"
+    document.write_text(f"{table.BEGIN.format('start')}\n{table.END.format('start')}\n")
+    argv = ["bench", "start", "--rounds", "1", "--users", "20", "--markdown", str(document)]
+    assert await asyncio.to_thread(run, argv) == 0
+    lines = [line.split("|")[1:-1] for line in document.read_text().splitlines() if line.startswith("|")]
+    cells = {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
+    assert all(figure(cell) > 0 for name in ("start, s", "memory when ready, MB") for cell in cells[name])
+    assert cells["memory a warm home, kB"][0] == ""
+    assert figure(cells["memory a warm home, kB"][1]) > 0

@@ -104,3 +104,12 @@ def test_processor_returns_cores_and_model(tmp_path: Path) -> None:
     )
     assert cpu.processor(tmp_path) == f"{os.cpu_count()} cores, Fast 9000"
     assert cpu.processor(tmp_path / "absent").startswith(f"{os.cpu_count()} cores, ")
+
+
+def test_resident_bytes_sums_pages_of_processes(tmp_path: Path) -> None:
+    for pid, pages in ((42, 10), (43, 5)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "statm").write_text(f"999 {pages} 3 1 0 7 0\n")
+    assert cpu.resident_bytes([42, 43], tmp_path) == 15 * os.sysconf("SC_PAGE_SIZE")
+    with pytest.raises(CommandError, match="memory of process 44"):
+        cpu.resident_bytes([44], tmp_path)
