@@ -41,7 +41,7 @@ _INSERT = "INSERT INTO outbox (topic, key, event_id, payload, traceparent) VALUE
 _OLDEST = "SELECT seq, topic, key, event_id, payload, traceparent FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?"
 # The single writer assigns `seq` in commit order, so no row with a smaller `seq` than one that was read can appear
 # later.
-_DELETE = "DELETE FROM outbox WHERE seq <= ?"
+_DELETE_BEFORE = "DELETE FROM outbox WHERE seq < ?"
 _PENDING = """SELECT count(*), min(event_id) FROM (SELECT event_id FROM outbox
     WHERE seq > ? AND topic IN (SELECT value FROM json_each(?)) LIMIT ?)"""
 
@@ -62,7 +62,7 @@ class Relay:
         self.log = log
         outbox.register(self)
         self._worker = WorkerLoop("outbox-relay", self._relay_batch)
-        # The last row that is in the event log; 0 if no such row is left in the outbox.
+        # The last row that is in the event log; 0 if no such row is in the outbox.
         self._relayed = 0
         # Committed events that are not relayed, with their row numbers, the oldest first; all of them if
         # `_knows_all` is true.
@@ -84,7 +84,11 @@ class Relay:
         await self._worker.stop()
         # If the store fails, the next process appends the events once more.
         with contextlib.suppress(errors.RoostError):
-            await self._delete_relayed()
+            await self.db.write(lambda c: c.execute(_DELETE_BEFORE, (self._relayed + 1,)))
+            self._relayed = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer, self._deletion_due = None, False
 
     async def drained(self) -> None:
         """Waits until every event that was committed before the call is in the event log. Does not return while the
@@ -134,11 +138,10 @@ class Relay:
         self._worker.wake()
 
     async def _delete_relayed(self) -> None:
+        """Deletes all rows before the last relayed one. That row stays until the relay stops: after an empty table the
+        next row would get the number 1 again, which `pending` would take for a relayed one."""
         if self._timer is None:
             return
-        await self.db.write(lambda c: c.execute(_DELETE, (self._relayed,)))
-        # The next row of an empty table gets the number 1 again. Only the worker, and `stop` after it, call this method:
-        # no row is read between the deletion and this line.
-        self._relayed = 0
+        await self.db.write(lambda c: c.execute(_DELETE_BEFORE, (self._relayed,)))
         self._timer.cancel()
         self._timer, self._deletion_due = None, False
