@@ -13,7 +13,7 @@ from roost.fanout.v1 import fanout_service_pb2 as fanout
 from roost.graph.v1 import graph_service_pb2 as graph
 from roost.timeline.v1 import timeline_service_pb2 as timeline
 
-from tests.conftest import SETTLE_WITHIN_S, SHAPES, Mesh
+from tests.conftest import SETTLE_WITHIN_S, WIRES, Mesh
 from tests.functional.conftest import module_mesh, unique
 
 
@@ -65,7 +65,8 @@ async def paused(mesh: Mesh) -> AsyncIterator[None]:
         await mesh.fanout.ResumeFanout(fanout.ResumeFanoutRequest())
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=SHAPES)
+# Not over two processes: PauseFanout pauses the consumer of the process that is called, and not of its siblings.
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WIRES)
 async def shared_quick(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mesh]:
     """A mesh with a clock margin of 0.2 s, and celebrities from three followers on."""
     folder = tmp_path_factory.mktemp("quick")

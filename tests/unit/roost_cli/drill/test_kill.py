@@ -69,7 +69,13 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "slow", [problem(503, "store_unavailable"), problem(503, "outcome_unknown"), problem(504, "deadline_exceeded")]
+    "slow",
+    [
+        problem(503, "store_unavailable"),
+        problem(503, "outcome_unknown"),
+        problem(503, "search_unavailable"),
+        problem(504, "deadline_exceeded"),
+    ],
 )
 async def test_client_store_too_slow_repeats_request(slow: tuple[int, bytes]) -> None:
     drill = await begin([FOLLOWED, slow, slow, *POSTS])
