@@ -114,7 +114,7 @@ async def _run(plan: PostsPlan, mesh: local_mesh.LocalMesh, output: table.Output
         cases = await _measure(plan, mesh, list(tokens.values()), shown)
     loop = f"open loop, {plan.per_second:,} posts/s intended" if plan.per_second else "closed loop"
     note = (
-        f"{pages.graph} {plan.rounds} × {plan.seconds} s for each server in turn, {plan.callers} callers, {loop}; "
+        f"{pages.content} {plan.rounds} × {plan.seconds} s for each server in turn, {plan.callers} callers, {loop}; "
         f"{cpu.processor()}; Python {platform.python_version()}.{bystanders.warning()}"
     )
     output.publish(TABLE, note, table.compare(cases, MEASURES, BARE))

@@ -16,7 +16,7 @@ from roost_cli import connection, progress
 from roost_cli.bench import cpu, http_load, local_mesh, metrics, table
 from roost_cli.bench.fanout_watch import FanoutWatch
 from roost_cli.bench.first_pages import HOME, first_pages
-from roost_cli.bench.posts import post_maker
+from roost_cli.bench.tweet_mix import TweetMix
 from roost_cli.exit_codes import CommandError
 
 TABLE = "stages"
@@ -37,7 +37,7 @@ class Stage:
 
 
 def run(operations: int, mesh: local_mesh.LocalMesh, output: table.Output) -> None:
-    """Posts `operations` tweets one after another, each followed by the read of a home timeline, and prints a table with
+    """Posts `operations` tweets of all kinds one after another, each followed by the read of a home timeline, and prints a table with
     the mean times of the stages.
 
     Raises CommandError if the mesh cannot be reached or has several processes, if a request fails, or if `output`
@@ -54,7 +54,8 @@ async def _run(operations: int, mesh: local_mesh.LocalMesh, output: table.Output
     shown = progress.for_stream()
     tokens = list((await local_mesh.access_tokens(mesh)).values())
     pages = await first_pages(mesh.http, tokens, shown)
-    make, chance = post_maker(mesh.http, tokens), random.SystemRandom()
+    chance = random.SystemRandom()
+    mix = TweetMix(mesh.http, tokens, pages.tweet_ids, chance)
     with cpu.Bystanders(mesh.pids) as bystanders:
         before = await metrics.current(mesh.ops)
         async with (
@@ -63,16 +64,16 @@ async def _run(operations: int, mesh: local_mesh.LocalMesh, output: table.Output
         ):
             fanout = FanoutWatch(channels[0], mesh.target.operator())
             with shown.phase("posts and reads", operations) as phase:
-                for number in range(operations):
-                    http_load.check(await one.ask(make(number)), 201)
+                for _ in range(operations):
+                    await mix.write(one)
                     await fanout.until_done()
                     token = chance.choice(tokens)
                     http_load.check(await one.ask(http_load.request("GET", HOME, mesh.http, token)), 200)
                     phase.advance()
         after = await metrics.current(mesh.ops)
     note = (
-        f"{pages.graph} {operations} plain posts one after another, each followed by one read; mean times of the mesh's own metrics; "
-        f"{cpu.processor()}; Python {platform.python_version()}.{bystanders.warning()}"
+        f"{pages.graph} {operations} tweets of all kinds one after another, each followed by one read; mean times of "
+        f"the mesh's own metrics; {cpu.processor()}; Python {platform.python_version()}.{bystanders.warning()}"
     )
     lines = [["", "budget ms", "mean ms"], *([one.title, one.budget, f"{one.ms:.2f}"] for one in stages(before, after))]
     table.publish(TABLE, note, lines, output.markdown)

@@ -183,7 +183,9 @@ class _Growing:
                 "post and fan-out to 40": await cost(post, REPEATS),
                 "page made anew": await cost(read, REPEATS, post),
                 "home built": await cost(lambda _: mesh.rebuild(filler.user_id(0)), REPEATS),
-                "profile by username": await cost(lambda n: mesh.look_up(filler.username(n * step)), REPEATS),
+                "profile by username": await cost(
+                    lambda n: mesh.look_up(filler.username(n * step % self.users)), REPEATS
+                ),
             }
 
 

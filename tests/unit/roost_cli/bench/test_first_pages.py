@@ -29,9 +29,11 @@ def test_count_kinds_counts_tweet_of_two_kinds_twice() -> None:
 def test_graph_text_warns_of_plain_graph() -> None:
     mutated = pages(replies=2.0, retweets=1.5, quotes=0.5).graph
     assert mutated == "2 readers, 20.0 tweets a page (of them 2.0 replies, 1.5 retweets, 0.5 quotes)."
-    for plain in (pages(), pages(replies=2.0, retweets=1.5)):
+    for plain in (pages(), pages(replies=1.0, retweets=0.9)):
+        assert plain.graph.startswith(plain.content)
         assert "is not mutated" in plain.graph
         assert "roost load --mutate" in plain.graph
+        assert "mutate" not in plain.content
 
 
 def test_check_response_rate_limits_and_refusals_raise_command_error() -> None:
