@@ -202,6 +202,8 @@ def filled(text: str, scene: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(("recipe", "verb", "template"), SPELLINGS)
 async def test_route_every_spelling_is_served(web: Web, recipe: Recipe, verb: str, template: str) -> None:
+    if web.mesh.siblings and "/fanout" in template:
+        pytest.skip("a process pauses its own fan-out, and knows the progress of its own fan-outs")
     scene = await scene_of(web)
     alice = scene["alice"]
     scene["refresh"] = alice.refresh_token
