@@ -40,6 +40,7 @@ class Supervisor:
         self._numbers = {spec.name: spec.number for spec in specs}
         # Two concurrent restarts of a group could stop all its processes at the same time.
         self._restarting = asyncio.Lock()
+        self._is_stopping = False
 
     def pids(self) -> dict[str, list[int]]:
         """Returns the process ids of the running processes, by the name of the group or `registry`."""
@@ -69,8 +70,8 @@ class Supervisor:
         service that it runs, or `gateway`.
 
         The old process is stopped when the new one is ready. Only if both need the same address, the old process is
-        stopped first. Raises CommandError if no group has or runs `name`, or if a new process does not become ready;
-        the old processes that are not replaced yet go on running.
+        stopped first. Raises CommandError if no group has or runs `name`, if a new process does not become ready, or if
+        `stop` was called; the old processes that are not replaced yet go on running, except after `stop`.
         """
         group = self._group_of(name)
         began = time.monotonic()
@@ -78,6 +79,7 @@ class Supervisor:
             for old in [instance for instance in self._instances if instance.spec.name == group]:
                 if old.spec.has_fixed_address:
                     await old.stop()
+                self._check_not_stopping()
                 new = Instance(self._successor(old.spec), self._logs, self._say)
                 self._instances.insert(self._instances.index(old) + 1, new)
                 try:
@@ -87,8 +89,14 @@ class Supervisor:
                     self._instances.remove(new)
                     raise
                 await old.stop()
+                self._check_not_stopping()
                 self._instances.remove(old)
         return Restarted(group, time.monotonic() - began)
+
+    def _check_not_stopping(self) -> None:
+        # `stop` stops the processes that exist when it is called, so none may be started afterwards.
+        if self._is_stopping:
+            raise CommandError("the mesh is stopping: start it again instead")
 
     def _group_of(self, name: str) -> str:
         groups = {spec.name: spec for spec in self._parts}
@@ -111,7 +119,9 @@ class Supervisor:
         return replace(spec, number=number, arguments=tuple(arguments))
 
     async def stop(self) -> None:
-        """Stops the groups with the gateway, then the others concurrently, then the registry."""
+        """Stops the groups with the gateway, then the others concurrently, then the registry. Ends a restart in
+        progress."""
+        self._is_stopping = True
         for phase in reversed(Phase):
             stopped = [instance for instance in self._instances if instance.spec.phase is phase]
             await asyncio.gather(*(instance.stop() for instance in stopped))

@@ -117,7 +117,8 @@ class Consumer(Protocol):
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
         """Moves all members of the group to the first event at or after `offset` or `time_ms` (Unix milliseconds).
 
-        Exactly one of the two must be given; 0 is the oldest event. In Kafka `offset` applies to every partition.
+        Exactly one of the two must be given; 0 is the oldest event. If there is no such event, the first one is the next
+        that is appended. In Kafka `offset` applies to every partition.
         Raises UNAVAILABLE if the log cannot be reached.
         """
 

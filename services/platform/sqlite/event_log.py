@@ -258,7 +258,9 @@ class EmbeddedConsumer(Consumer):
     async def seek(self, *, offset: int | None = None, time_ms: int | None = None) -> None:
         def before(connection: sqlite3.Connection) -> int:
             (first,) = (offset,) if offset is not None else connection.execute(_SINCE, (time_ms,)).fetchone()
-            return int(first - 1 if first is not None else connection.execute(_HEAD).fetchone()[0])
+            (head,) = connection.execute(_HEAD).fetchone()
+            # A position after the head would skip the next appended events.
+            return int(head if first is None else min(first - 1, head))
 
         position = await self._log.db.read(before)
         self._seeks, self.position = self._seeks + 1, position

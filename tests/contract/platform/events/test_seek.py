@@ -25,6 +25,16 @@ async def test_seek_replays_from_offset_or_time(log: EventLog, clock: Clock, sin
     await until(lambda: sink.ids[7:] == [1, 2, 3, 4])
 
 
+async def test_seek_after_last_event_delivers_next_appended(log: EventLog, sink: Sink) -> None:
+    consumer = await start(log, sink)
+    await log.append(records(1, 2))
+    await until(lambda: sink.ids == [1, 2])
+    await consumer.seek(offset=1_000_000)
+    assert (await consumer.lag()).events == 0
+    await log.append(records(3))
+    await until(lambda: sink.ids == [1, 2, 3])
+
+
 async def test_seek_during_batch_overrides_batch_offset(log: EventLog, sink: Sink) -> None:
     sink.gate.clear()
     consumer = await start(log, sink)

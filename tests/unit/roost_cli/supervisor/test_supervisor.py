@@ -80,6 +80,19 @@ async def test_supervisor_restarts_dead_process_and_overlaps_rolling_restart(sup
     assert not any(map(alive, everybody))
 
 
+async def test_stop_during_rolling_restart_starts_no_further_process(tmp_path: Path) -> None:
+    lines: list[str] = []
+    parts = [part(tmp_path, "tweet", number=number) for number in (1, 2)]
+    supervisor = Supervisor(parts, tmp_path / "logs", lines.append)
+    await supervisor.start()
+    restarting = asyncio.ensure_future(supervisor.restart("tweet"))
+    await wait_until(lambda: any(line.startswith("tweet-3 is ready") for line in lines))
+    await supervisor.stop()
+    with pytest.raises(CommandError, match="the mesh is stopping"):
+        await restarting
+    assert not supervisor.pids()
+
+
 async def test_control_socket_request_restarts_service(supervisor: Supervisor, tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     (before,) = supervisor.pids()["graph"]
