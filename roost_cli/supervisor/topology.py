@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -83,7 +82,7 @@ def process_specs(
     }
     found: list[ProcessSpec] = []
     if len(groups) > 1:
-        common["registry_address"] = f"127.0.0.1:{_free_port()}"
+        common["registry_address"] = addresses.registry
         found.append(_registry(settings, common))
     for group in sorted(groups, key=lambda group: group.has_gateway):
         found += _processes(settings, group, addresses, common)
@@ -104,7 +103,7 @@ def _registry(settings: Settings, common: Mapping[str, str]) -> ProcessSpec:
             _ANY_PORT,
             *_data(settings, f"{REGISTRY}-1"),
         ),
-        {**common, "backend": "embedded"},
+        {**common, "backend": "embedded", "grpc_address_shared": "true"},
         members=(REGISTRY,),
         phase=Phase.REGISTRY,
         has_fixed_address=True,
@@ -145,9 +144,3 @@ def _processes(
 
 def _data(settings: Settings, label: str) -> tuple[str, str]:
     return ("--data", str(settings.data_dir / "processes" / label))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -45,19 +45,23 @@ def test_shared_addresses_of_occupied_port_says_what_to_do(tmp_path: Path, which
             pass
 
 
-def test_shared_addresses_grpc_is_open_to_processes_that_share_it_and_closed_to_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["grpc", "registry"])
+def test_shared_addresses_grpc_is_open_to_processes_that_share_it_and_closed_to_others(
+    tmp_path: Path, which: str
+) -> None:
     with shared_addresses(settings(tmp_path)) as found:
+        address = place(getattr(found, which))
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            other.bind(place(found.grpc))
+            other.bind(address)
         with socket.socket() as one, socket.socket() as two:
             for member in (one, two):
                 member.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                member.bind(place(found.grpc))
+                member.bind(address)
             one.listen()
             # Only sockets that listen get connections: the reservation of the supervisor and `two` get none.
             for _ in range(20):
-                socket.create_connection(place(found.grpc), timeout=10).close()
+                socket.create_connection(address, timeout=10).close()
                 one.accept()[0].close()
 
 

@@ -14,7 +14,7 @@ from roost_cli.supervisor.topology import Phase, Secrets, process_specs
 from services.catalog import SERVICES
 from services.platform.config import Settings
 
-ADDRESSES = SharedAddresses("127.0.0.1:1", "127.0.0.1:2", 7)
+ADDRESSES = SharedAddresses("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:4", 7)
 FRONT_AND_BACK = "back=fanout,search*3;front=gateway,timeline,tweet,graph,identity,engagement*2"
 
 
@@ -44,7 +44,9 @@ def test_process_specs_of_services_start_with_registry_and_end_with_gateway(tmp_
     assert [option(part.arguments, "--ops") for part in parts] == [*["127.0.0.1:0"] * (len(parts) - 1), "127.0.0.1:3"]
     # All processes share the secrets and the registry, but no data directory.
     assert len({part.environment["mesh_secret"] for part in parts}) == 1
-    assert len({part.environment["registry_address"] for part in parts}) == 1
+    assert {part.environment["registry_address"] for part in parts} == {"127.0.0.1:4"}
+    assert option(parts[0].arguments, "--grpc") == "127.0.0.1:4"
+    assert parts[0].environment["grpc_address_shared"] == "true"
     assert len({part.arguments[-1] for part in parts}) == len(parts)
     assert {part.environment["backend"] for part in parts[1:]} == {"cluster"}
 
