@@ -149,5 +149,5 @@ def _inherited(fd: int) -> socket.socket:
 
 def _not_listening(fd: int) -> errors.RoostError:
     return errors.invalid_argument(
-        f"http_listener_fd {fd} is not a listening socket: leave the setting out, since only `roost up` sets it"
+        f"inherited_listener_fd {fd} is not a listening socket: leave the setting out, since only `roost up` sets it"
     )

@@ -142,13 +142,13 @@ def _http_server(process: Process) -> tuple[HttpServer, Connections]:
     app = Gateway(process.channel("gateway"), process.verifier, settings, process.health, process.rate_limits)
     connections = Connections.within_limits(process.proxies.trusts)
     address = address_of(settings.http_address, "--http")
-    return HttpServer(app, *address, connections=connections, listener_fd=settings.http_listener_fd), connections
+    return HttpServer(app, *address, connections=connections, listener_fd=settings.inherited_listener_fd), connections
 
 
 def _drain_http(server: HttpServer, connections: Connections, settings: Settings) -> None:
     """Makes each further response close its connection. Stops accepting connections if other processes accept from the
     same socket; otherwise load balancers still send connections until they notice the drain."""
-    if settings.http_listener_fd >= 0:
+    if settings.inherited_listener_fd >= 0:
         server.stop_accepting()
     connections.drain()
 

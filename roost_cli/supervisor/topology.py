@@ -126,7 +126,7 @@ def _processes(
     place: tuple[str, ...] = ("--grpc", _ANY_PORT)
     if group.has_gateway:
         place = ("--grpc", addresses.grpc, "--http", addresses.http)
-        environment |= {"grpc_address_shared": "true", "http_listener_fd": str(addresses.http_fd)}
+        environment |= {"grpc_address_shared": "true", "inherited_listener_fd": str(addresses.http_fd)}
     return [
         ProcessSpec(
             group.name,

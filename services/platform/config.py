@@ -211,7 +211,7 @@ class Settings(BaseSettings):
     grpc_address_shared: bool = False
     # The file descriptor of a listening socket that this process inherits and accepts HTTP connections from, together
     # with other processes; -1 if the process itself listens on `http_address`. The supervisor of `roost up` sets it.
-    http_listener_fd: int = Field(default=-1, ge=-1, le=MAX_FD)
+    inherited_listener_fd: int = Field(default=-1, ge=-1, le=MAX_FD)
     # Address of the ops port, as host:port. By default the operating system chooses a free port, so that several
     # processes can run on one machine; the process prints the port when it is ready.
     ops_address: str = "127.0.0.1:0"

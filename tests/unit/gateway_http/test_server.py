@@ -544,7 +544,9 @@ async def test_start_on_descriptor_that_does_not_listen_says_what_to_do(client: 
     fd = {"closed": os.dup(read), "pipe": read, "connected": one.fileno()}[kind]
     if kind == "closed":
         os.close(fd)
-    with pytest.raises(RoostError, match=f"http_listener_fd {fd} is not a listening socket: leave the setting out"):
+    with pytest.raises(
+        RoostError, match=f"inherited_listener_fd {fd} is not a listening socket: leave the setting out"
+    ):
         await HttpServer(client.gateway, HOST, 0, listener_fd=fd).start()
     # The descriptor of somebody else stays open.
     one.send(b"x")

@@ -58,7 +58,7 @@ def test_process_specs_of_replicas_are_equal_and_need_no_registry(tmp_path: Path
         assert set(part.arguments[1 : part.arguments.index("--grpc")]) == {"gateway", *SERVICES} - {"registry"}
         assert "registry_address" not in part.environment
         # All accept connections from the socket of the supervisor, and share the gRPC address.
-        assert (part.environment["http_listener_fd"], part.inherited) == ("7", (7,))
+        assert (part.environment["inherited_listener_fd"], part.inherited) == ("7", (7,))
         assert part.environment["grpc_address_shared"] == "true"
         assert not part.has_fixed_address
     assert one.environment == two.environment
