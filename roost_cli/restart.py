@@ -19,7 +19,8 @@ def restart(
 ) -> None:
     """Replace the processes of a group, one after the other.
 
-    A new process is ready before the old one drains, so no call fails. The registry has a fixed address, so its old
+    A new process is ready before the old one drains, so no HTTP request fails. A gRPC call from outside the mesh gets
+    CANCELLED if it reaches a process in the moment of its stop: repeat it. The registry has a fixed address, so its old
     process stops before the new one starts; so does the process of the gateway if it has a fixed --ops port.
     """
     # A mesh that is not ready yet has no run file, so the address of the settings is used.
