@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from services.platform.redis.client import Redis
 from services.platform.redis.connection import RedisConnection, ReplyError, command
 from services.platform.redis.node_pool import Node
+from services.platform.rpc import errors
 from services.platform.rpc.rate_limit_counts import FAILURES, SLOWED_FAILURES, STRANGERS_FAILURES
 from services.platform.rpc.token_buckets import SLACK_S, Limit, Verdict, verdict_of
 
@@ -158,7 +159,7 @@ class RateLimitScripts:
 
     async def add(self, limit: Limit, requests: Mapping[object, int]) -> dict[object, float]:
         """Counts requests that were allowed already, by key, even above the limit. Returns by key the seconds until its
-        bucket is full."""
+        bucket is full, without the keys of nodes that do not answer. Raises UNAVAILABLE if no node answers."""
         step = _us(limit.step_s)
         by_node: dict[Node, list[tuple[list[object], bytes]]] = {}
         for tag, keys in self._by_tag(limit, requests):
@@ -175,7 +176,14 @@ class RateLimitScripts:
             for (keys, _), found in zip(calls, replies, strict=True):
                 debts.update(zip(keys, [debt / _US for debt in found], strict=True))
 
-        await asyncio.gather(*(add_on(node, calls) for node, calls in by_node.items()))
+        outcomes = await asyncio.gather(
+            *(add_on(node, calls) for node, calls in by_node.items()), return_exceptions=True
+        )
+        failures = [outcome for outcome in outcomes if outcome is not None]
+        for failure in failures:
+            # One node that is down must not make limits of all keys count per process.
+            if len(failures) == len(outcomes) or not isinstance(failure, errors.RoostError):
+                raise failure
         return debts
 
     async def attempt(self, account: str, address: str) -> CountedAttempt | Verdict:

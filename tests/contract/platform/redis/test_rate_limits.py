@@ -340,6 +340,24 @@ async def test_cluster_counts_keys_on_all_nodes(tmp_path: Path, open_counts: Ope
         assert not first.is_local
 
 
+async def test_cluster_node_down_counts_keys_of_other_nodes(tmp_path: Path, open_counts: Open) -> None:
+    limit, keys = Limit("x", 4, 600.0), range(1, 41)
+    with redis_servers.cluster(tmp_path) as servers:
+        where = f"redis+cluster://127.0.0.1:{servers[0].port}"
+        first, second = [await open_counts(where) for _ in range(2)]
+        counters = [counts.counter(limit, exact=False) for counts in (first, second)]
+        for key in keys:
+            await counters[0].take(key)
+        servers[2].kill()
+        await first.report()
+        for key in keys:
+            await counters[1].take(key)
+        await second.report()
+        # The third request of a key of the other nodes, the second one of a key of the node that is down.
+        assert {(await counters[1].take(key)).remaining for key in keys} == {1, 2}
+        assert not second.is_local
+
+
 async def test_loss_of_redis_is_logged_once_and_ends_by_itself(tmp_path: Path, open_counts: Open) -> None:
     limit = Limit("x", 3, 600.0)
     with redis_servers.server(tmp_path / "redis") as server, structlog.testing.capture_logs() as logged:
