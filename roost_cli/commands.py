@@ -30,7 +30,11 @@ class _Command:
 COMMANDS = {
     "up": _Command("roost_cli.up", "up", "Run every service, in one process or in several."),
     "serve": _Command("roost_cli.serve", "serve", "Run some services in this process, with or without the gateway."),
-    "restart": _Command("roost_cli.restart", "restart", "Restart the processes of a service without a failed call."),
+    "restart": _Command(
+        "roost_cli.restart",
+        "restart",
+        "Restart the processes of a service, in a mesh of several, without a failed call.",
+    ),
     "topology": _Command("roost_cli.topology", "topology", "Print which process runs what, and who calls whom how."),
     "call": _Command("roost_cli.call", "call", "Call one method of the API."),
     "load": _Command("roost_cli.load.command", "load", "Load a graph and tweets from files, or do random operations."),

@@ -84,6 +84,13 @@ def find(address: str | None, directory: Path | None = None) -> MeshTarget:
     raise CommandError(f"several meshes run here: name one with --grpc or ROOST_GRPC_ADDRESS\n{listed}")
 
 
+def run_at(address: str, directory: Path | None = None) -> runfile.RunFile | None:
+    """Returns the run file of the mesh at `address`, in which the local machine may have any of its names; None if
+    there is none. Raises CommandError if `address` is malformed."""
+    wanted = _parse_address(address)
+    return next((run for run in runfile.running(directory) if _same_server(_parse_address(run.grpc), wanted)), None)
+
+
 def with_data_in(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:
     """Returns the meshes whose data directory is `data_dir` or a directory in it. The processes of `up --processes` use
     subdirectories of `data_dir`."""

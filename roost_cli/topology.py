@@ -16,7 +16,7 @@ from rich.table import Table
 from roost.options.v1 import options_pb2
 from roost.registry.v1 import registry_service_pb2, registry_service_pb2_grpc
 
-from roost_cli import connection, options, runfile
+from roost_cli import connection, options
 from roost_cli.exit_codes import CommandError, call_error
 from roost_cli.options import GATEWAY
 from roost_cli.rate_control import deadline_s
@@ -104,7 +104,7 @@ async def _running(grpc: str | None) -> Sequence[Group]:
     """Returns the groups of the mesh that runs: those in its run file, and if some services are missing there, those of
     the instances in its registry. Raises CommandError if no mesh runs or its run file has no groups."""
     mesh = connection.find(grpc)
-    run = next((run for run in runfile.running() if run.grpc == mesh.address), None)
+    run = connection.run_at(mesh.address)
     groups = parse_groups(run.groups, complete=False) if run is not None and run.groups else []
     listed = {member for group in groups for member in group.members}
     if listed >= set(MEMBERS):

@@ -12,6 +12,8 @@ from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.options import Ops, settings_with
 from roost_cli.server_runner import serve_until_stopped
 from roost_cli.supervisor.groups import (
+    EXAMPLE,
+    MAX_REPLICAS,
     Group,
     parse_groups,
     replica_groups,
@@ -48,15 +50,15 @@ def up(
         typer.Option(
             metavar="N or NAME=N,…",
             help="N: run N equal processes, each with the gateway and all services, on one address; needs --cluster. "
-            "NAME=N,…: how many processes a service gets with --processes, or a group with --groups [1].",
+            "NAME=N,…: how many processes a service gets with --processes, or a group with --groups [1]. "
+            f"Each N is a number from 1 to {MAX_REPLICAS}.",
         ),
     ] = "",
     groups: Annotated[
         str | None,
         typer.Option(
             metavar="NAME=SERVICE,…*N;…",
-            help="Choose which services run in one process, and in how many, such as "
-            "`front=gateway,timeline,tweet,graph,identity,engagement*4;back=fanout,search`; needs --cluster.",
+            help=f"Choose which services run in one process, and in how many, such as `{EXAMPLE}`; needs --cluster.",
         ),
     ] = None,
 ) -> None:

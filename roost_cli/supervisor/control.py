@@ -21,6 +21,10 @@ MAX_LINE_BYTES = 1_024
 REQUEST_TIMEOUT_S = 5.0
 
 
+class NoSupervisorError(Exception):
+    """No supervisor listens on the socket."""
+
+
 def path_of(grpc: str) -> Path:
     """Returns the path of the socket for the mesh with this gRPC address."""
     return runfile.path_of(grpc).with_suffix(".sock")
@@ -68,14 +72,12 @@ async def ask_restart(path: Path, name: str) -> Restarted:
     """Sends a request to restart a group, or the group of a service, to the socket at `path`, and returns when the
     restart is done.
 
-    Raises CommandError if the restart fails, or if no supervisor listens at `path`.
+    Raises CommandError if the restart fails, and NoSupervisorError if no supervisor listens at `path`.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(path, limit=1 << 16)
     except OSError:
-        raise CommandError(
-            "no supervisor runs here: `roost up --cluster` with --processes, --replicas or --groups starts one"
-        ) from None
+        raise NoSupervisorError from None
     writer.write(json.dumps({"restart": name}).encode() + b"\n")
     await writer.drain()
     line = await reader.readline()

@@ -1,9 +1,9 @@
 """Defines groups, the one notation for the processes of a mesh: which services run in one process, and in how many
 equal processes.
 
-A mesh is written as `front=gateway,timeline,tweet*4;back=fanout,search`: four processes with the gateway and two
-services each, and one process with the two others. The other shapes are groups too: each service in its own, or all in
-one.
+A mesh is written as `front=gateway,timeline,tweet,graph,identity,engagement*4;back=fanout,search`: four
+processes with the gateway and five services each, and one process with the two others. The other shapes are groups too:
+each service in its own, or all in one.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ ALL = "roost"
 # What a group can run. The registry is left out: a mesh that needs one runs it in a process of its own.
 MEMBERS = (GATEWAY, *(name for name in SERVICES if name != REGISTRY))
 
+# A number, also one that is out of range: those get an error of their own.
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _GROUP_NAME = re.compile(r"[a-z][a-z0-9-]{0,23}")
 _OPTION = "--groups (ROOST_GROUPS)"
-_EXAMPLE = "front=gateway,timeline,tweet*4;back=fanout,search"
+# A complete example: errors and the help show it, so `parse_groups` must accept it.
+EXAMPLE = "front=gateway,timeline,tweet,graph,identity,engagement*4;back=fanout,search"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +96,14 @@ def with_replicas(groups: Sequence[Group], counts: Mapping[str, int]) -> Sequenc
 
 
 def parse_groups(text: str, *, complete: bool = True) -> Sequence[Group]:
-    """Returns the groups of a text such as `front=gateway,timeline*4;back=fanout`, in its order.
+    """Returns the groups of a text such as EXAMPLE, in its order.
 
     Raises CommandError, with a sentence that says what to do, if the text is malformed, if a name is unknown, or if a
     service or the gateway is in two groups; if `complete` is true, also if one is in no group.
     """
     groups = [_parse_group(part.strip()) for part in text.split(";") if part.strip()]
     if not groups:
-        raise CommandError(f"{_OPTION} contains no group; write for example {_EXAMPLE}", UNUSABLE)
+        raise CommandError(f"{_OPTION} contains no group; write for example {EXAMPLE}", UNUSABLE)
     names = Counter(group.name for group in groups)
     if repeated := [name for name, count in names.items() if count > 1]:
         raise CommandError(f"{_OPTION}: two groups have the name {repeated[0]}; rename one", UNUSABLE)
@@ -120,7 +123,7 @@ def parse_groups(text: str, *, complete: bool = True) -> Sequence[Group]:
 def _parse_group(text: str) -> Group:
     name, equals, rest = (part.strip() for part in text.partition("="))
     if not equals:
-        raise CommandError(f"{_OPTION}: {text!r} has no `=`; write NAME=SERVICE,…, for example {_EXAMPLE}", UNUSABLE)
+        raise CommandError(f"{_OPTION}: {text!r} has no `=`; write NAME=SERVICE,…, for example {EXAMPLE}", UNUSABLE)
     if not _GROUP_NAME.fullmatch(name):
         raise CommandError(
             f"{_OPTION}: {name!r} cannot be the name of a group; use 1 to 24 lower-case letters, digits and hyphens, "
@@ -157,6 +160,11 @@ def _check_member(member: str, group: str) -> None:
 
 
 def _checked_count(text: str, whose: str) -> int:
+    if text and not _NUMBER.fullmatch(text):
+        raise CommandError(
+            f"{whose} needs a number of processes: {text} is not a number; write a number from 1 to {MAX_REPLICAS}",
+            UNUSABLE,
+        )
     # isdecimal alone accepts digits of other scripts.
     if not (
         text.isascii() and text.isdecimal() and len(text) <= len(str(MAX_REPLICAS)) and 1 <= int(text) <= MAX_REPLICAS

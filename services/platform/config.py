@@ -303,7 +303,8 @@ class Settings(BaseSettings):
     # created at each start.
     operator_token: Secret = Field(default="", repr=False)
     # The groups of `roost up`: which services run in one process, and in how many, such as
-    # `front=gateway,timeline,tweet*4;back=fanout,search`. If empty, the options of `roost up` choose.
+    # `front=gateway,timeline,tweet,graph,identity,engagement*4;back=fanout,search`. Each service and the gateway is in one
+    # group. If empty, the options of `roost up` choose.
     groups: str = ""
     # If true, the process stops when its standard input ends, that is, when its parent process has ended.
     exit_with_parent: bool = False

@@ -9,7 +9,7 @@ import pytest
 
 from roost_cli import up
 from roost_cli.commands import run
-from roost_cli.supervisor.groups import Group, notation
+from roost_cli.supervisor.groups import MAX_REPLICAS, Group, notation
 from services.platform.config import Settings
 
 FRONT_AND_BACK = "front=gateway,timeline,tweet,graph,identity,engagement*4;back=fanout,search"
@@ -67,7 +67,10 @@ REFUSED = {
     ("--cluster", "--replicas", "timeline=2"): "--replicas NAME=N needs --processes or --groups",
     ("--cluster", "--replicas", "0"): "write a number from 1 to 16",
     ("--cluster", "--replicas", "-1"): "write a number from 1 to 16",
-    ("--cluster", "--replicas", "two"): "write a number from 1 to 16",
+    ("--cluster", "--replicas", "two"): "two is not a number; write a number from 1 to 16",
+    ("--cluster", "--replicas", "2x"): "2x is not a number; write a number from 1 to 16",
+    ("--cluster", "--processes", "--replicas", "tweet=2x"): "2x is not a number; write a number from 1 to 16",
+    ("--cluster", "--replicas", "17"): "a mesh cannot have 17 processes; write a number from 1 to 16",
     ("--cluster", "--processes", "--replicas", "2"): "write --replicas NAME=N,… with --processes",
     ("--cluster", "--groups", FRONT_AND_BACK, "--replicas", "2"): "write --replicas NAME=N,… with --groups",
     ("--cluster", "--groups", FRONT_AND_BACK, "--processes"): "--groups and --processes exclude each other",
@@ -84,3 +87,18 @@ def test_up_with_wrong_options_says_what_to_do(
     assert run(["up", *options]) == 2
     assert REFUSED[options] in capsys.readouterr().err
     assert not started
+
+
+def test_up_help_names_the_bound_of_replicas(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["up", "--help"]) == 0
+    assert f"a number from 1 to {MAX_REPLICAS}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("malformed", ["", "front"])
+def test_up_accepts_the_groups_that_an_error_shows_as_an_example(
+    started: list[str], capsys: pytest.CaptureFixture[str], malformed: str
+) -> None:
+    assert run(["up", "--cluster", "--groups", malformed]) == 2
+    example = capsys.readouterr().err.rpartition("for example ")[2].strip()
+    assert run(["up", "--cluster", "--groups", example]) == 0
+    assert started == [example]
