@@ -35,12 +35,16 @@ Markdown = Annotated[
     ),
 ]
 Http = Annotated[
-    str | None, typer.Option("--http", metavar="HOST:PORT", help="The address of the gateway [that of the mesh].")
+    str | None,
+    typer.Option("--http", metavar="HOST:PORT", help="The address of the gateway [from the run file of the mesh]."),
 ]
 Ci = Annotated[bool, typer.Option("--ci", help="Fail if a ratio to the baseline is above its limit.")]
 
 bench = typer.Typer(
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Measure a loaded mesh on this machine, and a minimal HTTP server with the same bytes in the same run.\n\n"
     "Start the mesh with ROOST_RATE_LIMITS=off.",
 )
@@ -68,7 +72,8 @@ def bench_home(
     """Measure first pages of home timelines: unchanged, with 1 post per 100 reads, with posts at a constant rate, and
     cold if the mesh was just started. Needs wrk."""
     plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
-    home.run(plan, posts, local_mesh.find(grpc, http), table.Output(markdown, ci))
+    found = local_mesh.find(grpc, http)
+    home.run(plan, posts, found, _output(markdown, home.table_of(found), ci=ci))
 
 
 @bench.command("posts")
@@ -94,7 +99,7 @@ def bench_posts(
 ) -> None:
     """Measure durable posts with their fan-out, and the time until tweets are in the followers' home timelines."""
     plan = posts.PostsPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), callers, rate)
-    posts.run(plan, local_mesh.find(grpc, http), table.Output(markdown, ci))
+    posts.run(plan, local_mesh.find(grpc, http), _output(markdown, posts.TABLE, ci=ci))
 
 
 @bench.command("thread")
@@ -108,7 +113,7 @@ def bench_thread(
 ) -> None:
     """Measure reads of threads that have replies. Needs wrk."""
     plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
-    other_reads.run(other_reads.Read.THREAD, plan, local_mesh.find(grpc, http), table.Output(markdown))
+    other_reads.run(what := other_reads.Read.THREAD, plan, local_mesh.find(grpc, http), _output(markdown, what))
 
 
 @bench.command("search")
@@ -122,7 +127,7 @@ def bench_search(
 ) -> None:
     """Measure searches for tweets with a word. Needs wrk."""
     plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
-    other_reads.run(other_reads.Read.SEARCH, plan, local_mesh.find(grpc, http), table.Output(markdown))
+    other_reads.run(what := other_reads.Read.SEARCH, plan, local_mesh.find(grpc, http), _output(markdown, what))
 
 
 @bench.command("login")
@@ -138,8 +143,8 @@ def bench_login(
     grpc: options.Grpc = None,
 ) -> None:
     """Measure log-ins, and the check of a password alone."""
-    found = local_mesh.find(grpc, http)
-    login.run(rounds, min(seconds, home.MAX_SECONDS // rounds), callers, found, table.Output(markdown, ci))
+    found, output = local_mesh.find(grpc, http), _output(markdown, login.TABLE, ci=ci)
+    login.run(rounds, min(seconds, home.MAX_SECONDS // rounds), callers, found, output)
 
 
 @bench.command("delivery")
@@ -160,8 +165,8 @@ def bench_delivery(
     grpc: options.Grpc = None,
 ) -> None:
     """Measure the time from the response to a post until followers read the tweet."""
-    found = local_mesh.find(grpc, http)
-    delivery.run(rounds, min(seconds, home.MAX_SECONDS // rounds), posts, found, table.Output(markdown))
+    found, output = local_mesh.find(grpc, http), _output(markdown, delivery.TABLE)
+    delivery.run(rounds, min(seconds, home.MAX_SECONDS // rounds), posts, found, output)
 
 
 @bench.command("stages")
@@ -174,7 +179,7 @@ def bench_stages(
     grpc: options.Grpc = None,
 ) -> None:
     """Measure the stages of a home read and of a post against their time budgets, from the metrics of the mesh."""
-    stages.run(operations, local_mesh.find(grpc, http), table.Output(markdown))
+    stages.run(operations, local_mesh.find(grpc, http), _output(markdown, stages.TABLE))
 
 
 @bench.command("start")
@@ -186,7 +191,9 @@ def bench_start(
     markdown: Markdown = None,
 ) -> None:
     """Measure the start of a mesh, and its memory per user and per warm home. Needs no running mesh."""
-    _start(rounds, users, table.Output(markdown))
+    from roost_cli.bench import start  # imported here: the services' stores are slow to import
+
+    start.run(rounds, users, _output(markdown, start.TABLE))
 
 
 @bench.command("all")
@@ -194,7 +201,11 @@ def bench_all(
     rounds: Rounds = 3, markdown: Markdown = None, ci: Ci = False, http: Http = None, grpc: options.Grpc = None
 ) -> None:
     """Measure home, thread, search, delivery, stages, login and posts on the running mesh, and start."""
-    found, output = local_mesh.find(grpc, http), table.Output(markdown, ci)
+    from roost_cli.bench import start  # imported here: the services' stores are slow to import
+
+    found = local_mesh.find(grpc, http)
+    single = (delivery.TABLE, stages.TABLE, login.TABLE, posts.TABLE, start.TABLE)
+    output = _output(markdown, home.table_of(found), *other_reads.Read, *single, ci=ci)
     plan = reads.ReadPlan(rounds, ALL_SECONDS, connections=16)
     faults: list[str] = []
     workloads: list[Callable[[], None]] = [
@@ -205,7 +216,7 @@ def bench_all(
         lambda: login.run(rounds, ALL_SECONDS, 4, found, output),
         # Last of those on this mesh, because it fills all pages with plain tweets.
         lambda: posts.run(posts.PostsPlan(rounds, ALL_SECONDS, 32, 0), found, output),
-        lambda: _start(rounds, DEFAULT_START_USERS, output),
+        lambda: start.run(rounds, DEFAULT_START_USERS, output),
     ]
     for workload in workloads:
         try:
@@ -217,10 +228,10 @@ def bench_all(
         raise CommandError("\n".join(faults), FAULTS)
 
 
-def _start(rounds: int, users: int, output: table.Output) -> None:
-    from roost_cli.bench import start  # imported here: the services' stores are slow to import
-
-    start.run(rounds, users, output)
+def _output(markdown: Path | None, *tables: str, ci: bool = False) -> table.Output:
+    """Returns the output of a measurement that writes these tables. Raises CommandError if the document at `markdown`
+    lacks the markers of one."""
+    return table.Output(table.Document.of(markdown, *tables), ci)
 
 
 @bench.command("growth")
@@ -241,13 +252,14 @@ def bench_growth(
     ci: Annotated[bool, typer.Option("--ci", help="Fail if an exponent is above its limit.")] = False,
 ) -> None:
     """Measure how the cost of posts and reads grows, in meshes of this process. Needs no running mesh."""
-    from roost_cli.bench.growth.run import run  # imported here: the services are slow to import
+    from roost_cli.bench.growth.run import TABLE, run  # imported here: the services are slow to import
     from roost_cli.bench.growth.series import SERIES
 
     if unknown := set(series or ()) - SERIES.keys():
         raise CommandError(f"there is no series {min(unknown)}: choose {', '.join(SERIES)}")
     chosen = [SERIES[name] for name in series or SERIES]
-    run(chosen, full=full, limit=limit, plots=plots, markdown=markdown, ci=ci)
+    document = table.Document.of(markdown, *(TABLE.format(one.name) for one in chosen))
+    run(chosen, full=full, limit=limit, plots=plots, markdown=document, ci=ci)
 
 
 @bench.command("fanout")
@@ -262,4 +274,4 @@ def bench_fanout(
     """Measure fan-out's writes to Redis, and those of the usual design. Needs no mesh."""
     from roost_cli.bench import fanout  # imported here: its driver is slow to import
 
-    fanout.run(rounds, redis, markdown)
+    fanout.run(rounds, redis, table.Document.of(markdown, fanout.TABLE))

@@ -20,7 +20,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import redis
 import uvloop
@@ -36,6 +35,7 @@ from services.timeline.store import CAPACITY, SERVED, TRIM_ABOVE
 from services.timeline.store.redis.encoding import list_key, marker_key
 from services.timeline.store.redis.store import RedisHomeTimelines
 
+TABLE = "fanout"
 # Number of home timelines.
 READERS = 5_000
 # Number of entries written in each pass. With fewer, the low resolution of Redis's CPU time would distort the result.
@@ -192,12 +192,12 @@ class FanoutBench:
         return range(first, self._next_tweet, ID_STEP)
 
 
-def run(rounds: int, url: str | None, markdown: Path | None) -> None:
+def run(rounds: int, url: str | None, markdown: table.Document | None) -> None:
     """Measures all cases `rounds` times, in the empty Redis database at `url` or in a temporary Redis if `url` is None,
     and prints a table of the results.
 
     If `markdown` is not None, also replaces the previous table in this Markdown document. Raises CommandError if Redis
-    fails, if the database is not empty, or if the document has no markers for the table.
+    fails or if the database is not empty.
     """
     shown = progress.for_stream()
     try:
@@ -209,7 +209,7 @@ def run(rounds: int, url: str | None, markdown: Path | None) -> None:
         f"{READERS:,} readers with full homes; {rounds} × {ENTRIES_A_ROUND:,} entries of each case for each way in turn; Redis {version}, "
         f"{cpu.processor()}; Python {platform.python_version()}, redis-py {redis.__version__}."
     )
-    table.publish("fanout", note, lines, markdown)
+    table.publish(TABLE, note, lines, markdown)
 
 
 async def _measure(rounds: int, url: str | None, shown: progress.Progress) -> tuple[list[list[str]], str]:

@@ -53,8 +53,9 @@ class Pages:
         if sum(self.kinds_each[kind] for kind in MUTATED) >= MUTATED_SHARE * self.tweets_each:
             return self.content
         return (
-            f"{self.content} **The graph is not mutated, and reads of such pages are cheaper than real ones: run "
-            "`roost load --mutate` first.**"
+            f"{self.content} **The pages hold almost only plain tweets, and reads of such pages are cheaper than real ones. "
+            "Either the graph is not mutated, or plain tweets came after it, such as those of `bench posts`: run "
+            "`roost load --mutate` again.**"
         )
 
 

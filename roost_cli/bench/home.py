@@ -36,6 +36,12 @@ OPEN_LOAD = 0.7
 COLD_SHARE = 0.9
 BUILDS = "roost_timeline_builds_total"
 
+# The hint in place of the column of cold homes, for which a mesh of several processes has no figures.
+WARM = (
+    " There is no column of cold homes, because homes were read since the start of the mesh (`roost load` reads them too): "
+    "restart the mesh and run this command first."
+)
+
 # Titles of the table's columns.
 UNCHANGED = "unchanged"
 PACED, OPEN = f"1 post : {READS_A_POST} reads", f"the same, open loop, load {OPEN_LOAD:g}"
@@ -45,6 +51,11 @@ HOME_TABLE, PROCESSES_TABLE = "home", "home --processes"
 # Maximum of the CPU time of a read divided by that of the baseline. The limit of a page that does not change holds the
 # figure of its release with a third to spare.
 LIMITS = (table.Limit(PACED, CPU_TITLE, 3.5), table.Limit(UNCHANGED, CPU_TITLE, 4.0))
+
+
+def table_of(mesh: local_mesh.LocalMesh) -> str:
+    """Returns the name of the table of this mesh in a Markdown document."""
+    return HOME_TABLE if len(mesh.pids) == 1 else PROCESSES_TABLE
 
 
 def run(plan: ReadPlan, posts: int, mesh: local_mesh.LocalMesh, output: table.Output) -> None:
@@ -66,11 +77,10 @@ async def _run(plan: ReadPlan, posts: int, mesh: local_mesh.LocalMesh, output: t
         cases = await _measure(mesh, tokens, pages, plan, posts, shown)
     if cold is not None:
         cases = {COLD: [cold]} | cases
-    title = HOME_TABLE if len(mesh.pids) == 1 else PROCESSES_TABLE
     note = conditions(pages, plan, len(mesh.pids)) + bystanders.warning()
-    if cold is None:
-        note += " Homes were warm before: start the mesh anew to measure cold ones."
-    output.publish(title, note, table.compare(cases, MEASURES, BARE), LIMITS)
+    if cold is None and len(mesh.pids) == 1:
+        note += WARM
+    output.publish(table_of(mesh), note, table.compare(cases, MEASURES, BARE), LIMITS)
 
 
 async def read_first(

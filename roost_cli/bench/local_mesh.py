@@ -35,14 +35,14 @@ def find(grpc: str | None, http: str | None) -> LocalMesh:
     """Returns the mesh at the gRPC address `grpc` (None: the mesh that runs on this machine). `http` is the address of
     its gateway (None: the one in the mesh's run file).
 
-    Raises CommandError if the mesh cannot be found, does not run on this machine or serves no HTTP.
+    Raises CommandError if the mesh cannot be found, does not run on this machine for this user, or serves no HTTP.
     """
     target = connection.find(grpc)
-    token = target.operator_token or target.operator()[0][1]
-    found = next((run for run in runfile.running() if run.operator_token == token), None)
+    found = next((run for run in runfile.running() if run.operator_token == target.operator_token != ""), None)
     if found is None:
         raise CommandError(
-            f"the mesh at {target.address} does not run on this machine: run the benchmark on its machine"
+            f"no mesh of this user runs at {target.address} on this machine: start one there, or run the benchmark as its "
+            "user on the machine of the mesh"
         )
     address = http or found.http
     if not address:

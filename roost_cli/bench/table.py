@@ -53,16 +53,40 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """A Markdown document that has the markers of all `tables`. It is checked when it is made, which is before the
+    measurement: a measurement takes minutes and must not be lost because of a missing marker."""
+
+    path: Path
+    tables: frozenset[str]
+
+    @classmethod
+    def of(cls, path: Path | None, *tables: str) -> Document | None:
+        """Returns the document at `path`, None if that is None. Raises CommandError if a marker of a table is
+        missing."""
+        if path is None:
+            return None
+        _check_markers(path.read_text(), tables)
+        return cls(path, frozenset(tables))
+
+    def insert(self, what: str, text: str) -> None:
+        """Replaces the table `what`, one of `tables`, by `text`. Raises CommandError if its markers were removed
+        meanwhile."""
+        if what not in self.tables:
+            raise ValueError(f"the markers of {what} were not checked before the measurement")
+        self.path.write_text(inserted(self.path.read_text(), what, text))
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """Where a table is written: always to stdout, and also into the Markdown document `markdown` if that is not None.
     If `ci` is true, a ratio above its limit is an error."""
 
-    markdown: Path | None = None
+    markdown: Document | None = None
     ci: bool = False
 
     def publish(self, what: str, note: str, found: Comparison, limits: Sequence[Limit] = ()) -> None:
-        """Writes the note and the table `what`. Raises CommandError if the document has no markers for the table, or if
-        `ci` is true and a ratio is above its limit."""
+        """Writes the note and the table `what`. Raises CommandError if `ci` is true and a ratio is above its limit."""
         publish(what, note, found.lines, self.markdown)
         if self.ci and (excesses := over(found, limits)):
             raise CommandError("\n".join(excesses), FAULTS)
@@ -113,14 +137,13 @@ def _quotients(values: Sequence[float], baseline: Sequence[float]) -> list[float
     return [value / base for value, base in zip(values, baseline, strict=True)]
 
 
-def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Path | None) -> None:
+def publish(what: str, note: str, lines: Sequence[Sequence[str]], markdown: Document | None) -> None:
     """Prints `note` and the table. If `markdown` is not None, also writes both into this document: they replace the
-    text between the HTML comments BEGIN and END with the table's name `what`. Raises CommandError if the comments are
-    missing."""
+    text between the HTML comments BEGIN and END with the table's name `what`."""
     typer.echo(note)
     _print(lines)
     if markdown is not None:
-        markdown.write_text(inserted(markdown.read_text(), what, f"{note}\n\n{as_markdown(lines)}"))
+        markdown.insert(what, f"{note}\n\n{as_markdown(lines)}")
 
 
 def spread(values: Sequence[float], form: str) -> str:
@@ -165,9 +188,19 @@ def as_markdown(lines: Sequence[Sequence[str]]) -> str:
 def inserted(document: str, what: str, text: str) -> str:
     """Returns the document with the text between the HTML comments BEGIN and END of the table `what` replaced by
     `text`. Raises CommandError if the comments are missing."""
+    _check_markers(document, [what])
     begin, end = BEGIN.format(what), END.format(what)
-    before, found, rest = document.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise CommandError(f"the document lacks the markers of the table: add `{begin}` and `{end}`")
+    before, _, rest = document.partition(begin)
+    after = rest.partition(end)[2]
     return f"{before}{begin}\n{text}\n{end}{after}"
+
+
+def _check_markers(document: str, tables: Sequence[str]) -> None:
+    """Raises CommandError, with the comments to add, if the HTML comments BEGIN and END of a table are missing."""
+    missing = [
+        f"`{BEGIN.format(what)}` and `{END.format(what)}`"
+        for what in tables
+        if END.format(what) not in document.partition(BEGIN.format(what))[2]
+    ]
+    if missing:
+        raise CommandError(f"the document lacks the markers of the table: add {', '.join(missing)}")

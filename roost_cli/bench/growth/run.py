@@ -24,20 +24,31 @@ LEAST_MS = 0.001
 
 
 def run(
-    series: Sequence[Series], *, full: bool, limit: int | None, plots: Path | None, markdown: Path | None, ci: bool
+    series: Sequence[Series],
+    *,
+    full: bool,
+    limit: int | None,
+    plots: Path | None,
+    markdown: table.Document | None,
+    ci: bool,
 ) -> None:
     """Measures the series and prints a table of each. With `full` also measures the sizes that take minutes; `limit`
     leaves out larger sizes (None: none).
 
     `plots` is a folder for SVG documents (None: writes none), `markdown` a document whose tables are replaced (None:
-    none). Raises CommandError if the document has no markers for a table, or with `ci` if an exponent is above its
-    limit.
+    none). Raises CommandError with `ci` if an exponent is above its limit.
     """
     asyncio.run(_run(series, full=full, limit=limit, plots=plots, markdown=markdown, ci=ci))
 
 
 async def _run(
-    series: Sequence[Series], *, full: bool, limit: int | None, plots: Path | None, markdown: Path | None, ci: bool
+    series: Sequence[Series],
+    *,
+    full: bool,
+    limit: int | None,
+    plots: Path | None,
+    markdown: table.Document | None,
+    ci: bool,
 ) -> None:
     shown = progress.for_stream()
     excesses: list[str] = []

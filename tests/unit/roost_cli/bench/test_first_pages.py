@@ -31,7 +31,7 @@ def test_graph_text_warns_of_plain_graph() -> None:
     assert mutated == "2 readers, 20.0 tweets a page (of them 2.0 replies, 1.5 retweets, 0.5 quotes)."
     for plain in (pages(), pages(replies=1.0, retweets=0.9)):
         assert plain.graph.startswith(plain.content)
-        assert "is not mutated" in plain.graph
+        assert "the graph is not mutated, or plain tweets came after it, such as those of `bench posts`" in plain.graph
         assert "roost load --mutate" in plain.graph
         assert "mutate" not in plain.content
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from roost_cli.bench import table
@@ -48,3 +50,15 @@ def test_publish_ci_raises_error_only_above_limit() -> None:
     table.Output(ci=False).publish("x", "note", found, too_low)
     with pytest.raises(CommandError, match=r"mesh: CPU µs is 2\.00 times that of the baseline; the limit is 1\.9"):
         table.Output(ci=True).publish("x", "note", found, too_low)
+
+
+def test_document_without_markers_is_refused_before_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "figures.md"
+    path.write_text(f"{table.BEGIN.format('home')}\n{table.END.format('home')}\n")
+    document = table.Document.of(path, "home")
+    assert document is not None
+    with pytest.raises(ValueError, match="not checked"):
+        document.insert("posts", "text")
+    with pytest.raises(CommandError, match="add `<!-- roost bench posts -->` and `<!-- end of roost bench posts -->`"):
+        table.Document.of(path, "home", "posts")
+    assert table.Document.of(None, "posts") is None

@@ -50,8 +50,10 @@ def test_run_ci_fails_above_exponent_limit(tmp_path: Path, exponent: float, most
     document = tmp_path / "growth.md"
     document.write_text(f"{table.BEGIN.format('growth followers')}\n{table.END.format('growth followers')}\n")
 
+    markdown = table.Document.of(document, "growth followers")
+
     def measured() -> None:
-        run.run([series(exponent, most)], full=True, limit=None, plots=tmp_path, markdown=document, ci=True)
+        run.run([series(exponent, most)], full=True, limit=None, plots=tmp_path, markdown=markdown, ci=True)
 
     if fails:
         with pytest.raises(CommandError, match=r"grows with exponent 1\.20 in the number of followers; the limit is 1"):
