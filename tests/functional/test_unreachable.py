@@ -21,7 +21,7 @@ from tests.conftest import mesh_settings
 # No service runs here, so no store does.
 pytestmark = pytest.mark.long("cluster")
 
-MESSAGE = "a service that this needs cannot be reached now"
+MESSAGE = "tweet cannot be reached now: retry later"
 
 
 @pytest.fixture

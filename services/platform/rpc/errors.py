@@ -195,19 +195,23 @@ def notes_of(error: BaseException) -> str:
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> RoostError:
-    """Returns the RoostError for an error that a stub raised, from the status details in its trailing metadata.
+    """Returns the RoostError for an error that a stub raised, from the status details in its trailing metadata. If
+    gRPC's text differs from the message in the status details, it becomes a note for the log.
 
     Without status details, the RoostError has the status code of the call. If gRPC itself produces this code, the
     message is a sentence of _OF_GRPC, and gRPC's text becomes a note for the log; otherwise the message is the one that
     the servicer sent.
     """
+    details = error.details() or ""
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_KEY and isinstance(value, bytes):
             status = status_pb2.Status.FromString(value)
             # Status details whose code differs from the status code of the call are ignored.
             if status.code == error.code().value[0]:
-                return from_status(status)
-    details = error.details() or ""
+                found = from_status(status)
+                if details not in ("", found.message):
+                    found.add_note(details)
+                return found
     if error.code() not in _OF_GRPC:
         # gRPC itself never produces these codes: the error comes from a servicer, whose message callers may read.
         return RoostError(error.code(), details)

@@ -7,6 +7,7 @@ of buckets is bounded.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from services.platform.rpc import errors
@@ -53,7 +54,9 @@ class Verdict(NamedTuple):
         if not self.allowed:
             limit = self.limit
             per = "a minute" if limit.window_s == WINDOW_S else f"in {limit.window_s / 60:g} minutes"
-            message = f"more than {limit.calls} {limit.name} requests {per}: wait before you retry"
+            # The same number as in the header `retry-after`.
+            wait_s = max(1, math.ceil(self.retry_after_s))
+            message = f"more than {limit.calls} {limit.name} requests {per}: the next one is allowed in {wait_s} s"
             raise errors.resource_exhausted(message, self.retry_after_s, reason=Reason.RATE_LIMITED)
 
 

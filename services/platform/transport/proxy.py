@@ -14,6 +14,7 @@ import grpc
 from services.platform.rpc import errors
 from services.platform.rpc.context import current
 from services.platform.rpc.contract import Method, methods
+from services.platform.transport.remote import with_service
 
 ChannelOf = Callable[[str], grpc.aio.Channel]
 
@@ -61,7 +62,7 @@ def _stream(method: Method, channel_of: ChannelOf) -> Callable[..., Any]:
             while (message := await call.read()) is not grpc.aio.EOF:
                 yield message
         except grpc.aio.AioRpcError as error:
-            raise errors.from_rpc(error) from error
+            raise errors.from_rpc(with_service(error, method.service_name)) from error
         finally:
             if call is not None:
                 call.cancel()

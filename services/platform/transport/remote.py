@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import grpc
 
 from services.platform.ids.random_hex import random_hex
+from services.platform.rpc import errors
 from services.platform.rpc.context import NEVER, current_call
 from services.platform.rpc.contract import Method, methods
 from services.platform.transport.base import AbstractChannel
@@ -98,6 +99,8 @@ class MeshChannel(AbstractChannel):
     def _callable(self, kind: str, method: str, *args: Any, **kwargs: Any) -> Any:
         start = getattr(self._channel, kind)(method, *args, **kwargs)
         contract = methods().get(method)
+        if kind == "unary_unary" and contract is not None:
+            start = _naming(start, contract.service_name)
         keyed = kind == "unary_unary" and takes_key(contract)
 
         def begin(request: Any = None, *, timeout: float | None = None, metadata: Any = (), **rest: Any) -> Any:
@@ -130,6 +133,52 @@ class MeshChannel(AbstractChannel):
         """Closes the connection. Calls in progress get `grace` seconds to end; if `grace` is None, they are
         cancelled."""
         await self._channel.close(grace)
+
+
+class _NamedCall:
+    """A unary call whose error names the called service if the service cannot be reached."""
+
+    __slots__ = ("_call", "_service")
+
+    def __init__(self, call: Any, service: str) -> None:
+        self._call = call
+        self._service = service
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._call.__await__())
+        except grpc.aio.AioRpcError as error:
+            raise with_service(error, self._service) from None
+
+    async def trailing_metadata(self) -> Any:
+        """Waits for the response and returns its trailing metadata."""
+        return await self._call.trailing_metadata()
+
+    def cancel(self) -> bool:
+        """Cancels the call. Returns False if it has ended."""
+        return bool(self._call.cancel())
+
+
+def _naming(start: Callable[..., Any], service: str) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _NamedCall(start(*args, **kwargs), service)
+
+
+def with_service(error: grpc.aio.AioRpcError, service: str) -> grpc.aio.AioRpcError:
+    """Returns the error with status details that name the service, if gRPC itself reports that no connection to it works.
+
+    Returns any other error unchanged: one with another code than UNAVAILABLE, or with the status details of a server.
+    """
+    trailing = error.trailing_metadata() or ()
+    if error.code() is not grpc.StatusCode.UNAVAILABLE or any(key == errors.STATUS_KEY for key, _ in trailing):
+        return error
+    status = errors.unavailable(f"{service} cannot be reached now: retry later").status()
+    # gRPC's own text names addresses. It stays the text of the error, which `errors.from_rpc` makes a note for the log.
+    return grpc.aio.AioRpcError(
+        error.code(),
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(*trailing, (errors.STATUS_KEY, status.SerializeToString())),
+        error.details(),
+    )
 
 
 def time_left(method: Method | None, timeout: float | None) -> float | None:

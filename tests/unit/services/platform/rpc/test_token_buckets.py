@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.platform.rpc import errors
 from services.platform.rpc.token_buckets import Buckets, Limit
 
 
@@ -58,3 +59,14 @@ def test_delay_makes_bucket_full_later_and_never_earlier() -> None:
     bucket.delay("a", 0.0, 0.0)
     refused = bucket.take("a", 0.0)
     assert (refused.allowed, refused.reset_s, refused.retry_after_s) == (False, 60.0, 10.0)
+
+
+def test_enforce_refusal_says_when_next_request_is_allowed() -> None:
+    bucket = Buckets(Limit("failed log-in", 10, 1_800.0))
+    for _ in range(10):
+        bucket.take("a", 100.0)
+    with pytest.raises(errors.RoostError) as caught:
+        bucket.take("a", 104.2).enforce()
+    # The header `retry-after` is the delay of the error, rounded up.
+    assert caught.value.retry_after_s == pytest.approx(175.8)
+    assert caught.value.message == "more than 10 failed log-in requests in 30 minutes: the next one is allowed in 176 s"
