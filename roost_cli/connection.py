@@ -72,14 +72,8 @@ def find(address: str | None, directory: Path | None = None) -> MeshTarget:
         return MeshTarget(address, token)
     if not runs:
         raise CommandError(f"no mesh runs here: {_START}, or name one with --grpc HOST:PORT")
-    fitting = (
-        runs,
-        with_data_in(runs, settings.data_dir),
-        [run for run in runs if run.checkout == str(runfile.CHECKOUT)],
-    )
-    for some in fitting:
-        if len(some) == 1:
-            return MeshTarget(some[0].grpc, some[0].operator_token)
+    if (chosen := choose(runs, settings.data_dir)) is not None:
+        return MeshTarget(chosen.grpc, chosen.operator_token)
     listed = "\n".join(f"  --grpc {run.grpc}   (process {run.pid}, data in {run.data or '?'})" for run in runs)
     raise CommandError(f"several meshes run here: name one with --grpc or ROOST_GRPC_ADDRESS\n{listed}")
 
@@ -89,6 +83,17 @@ def run_at(address: str, directory: Path | None = None) -> runfile.RunFile | Non
     there is none. Raises CommandError if `address` is malformed."""
     wanted = _parse_address(address)
     return next((run for run in runfile.running(directory) if _same_server(_parse_address(run.grpc), wanted)), None)
+
+
+def choose(runs: Sequence[runfile.RunFile], data_dir: Path) -> runfile.RunFile | None:
+    """Returns the only one of the meshes; if there are several, the one that uses `data_dir`, or if none does, the one
+    that runs the code of this checkout. Returns None if there is no mesh, or if several are equally suitable."""
+    fitting = (
+        runs,
+        with_data_in(runs, data_dir),
+        [run for run in runs if run.checkout == str(runfile.CHECKOUT)],
+    )
+    return next((some[0] for some in fitting if len(some) == 1), None)
 
 
 def with_data_in(runs: Sequence[runfile.RunFile], data_dir: Path) -> list[runfile.RunFile]:

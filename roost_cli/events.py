@@ -3,6 +3,9 @@
 With the cluster backend the log is in Kafka, and every subcommand works while the mesh runs. An embedded log can be
 opened by one process only. While a mesh runs on it, only `tail` and the replay of fan-out work; the other subcommands
 need the mesh to be stopped.
+
+Without --cluster, --data and the settings `backend` and `data_dir`, a subcommand uses the log of the mesh that runs on
+this machine, which it learns from the run file.
 """
 
 from __future__ import annotations
@@ -51,10 +54,17 @@ _GROUPS = "SELECT consumer_group FROM consumer_offset ORDER BY 1"
 events = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 ClusterBackends = Annotated[
-    bool, typer.Option("--cluster", help="Use the event log in the Kafka that the settings name.")
+    bool,
+    typer.Option(
+        "--cluster", help="Use the event log in the Kafka that the settings name [the log of the mesh that runs here]."
+    ),
 ]
 Data = Annotated[
-    Path | None, typer.Option("--data", help="The data directory of an embedded mesh [`data` in the checkout].")
+    Path | None,
+    typer.Option(
+        "--data",
+        help="The data directory of an embedded mesh [that of the mesh that runs here; if none runs, `data` in the checkout].",
+    ),
 ]
 Since = Annotated[
     str | None,
@@ -200,9 +210,32 @@ def _settings(cluster: bool, data: Path | None) -> Settings:
             "--data names an embedded log and --cluster the log in Kafka: give only one of these options"
         )
     settings = settings_with({"backend": "cluster" if cluster else None, "data_dir": data})
+    if not {"backend", "data_dir"} & settings.model_fields_set:
+        settings = _settings_of_running_mesh(settings)
     # The logs of the database drivers are written to stderr, so that stdout contains only events.
     logs.configure(settings, "events")
     return settings
+
+
+def _settings_of_running_mesh(settings: Settings) -> Settings:
+    """Returns settings that name the event log of the mesh that runs on this machine, and prints its address to stderr.
+    Returns `settings` if no mesh runs. Raises CommandError if several equally suitable ones run."""
+    runs = runfile.running()
+    run = target.choose(runs, settings.data_dir)
+    if run is None and runs:
+        raise CommandError("several meshes run here: name the event log with --data DIR or --cluster")
+    if run is None or not run.backend:
+        return settings
+    typer.echo(f"the event log of the mesh at {run.grpc}", err=True)
+    if run.backend == "embedded":
+        return settings_with({"data_dir": run.data})
+    return settings_with(
+        {
+            "backend": run.backend,
+            "namespace": run.namespace,
+            "kafka_bootstrap_servers": run.kafka_bootstrap_servers,
+        }
+    )
 
 
 def known_topics() -> list[str]:

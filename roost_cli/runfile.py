@@ -47,6 +47,11 @@ class RunFile:
     ops: str = ""
     # The groups of the mesh, written as `front=gateway,timeline*4;back=fanout`; "" in files of older versions.
     groups: str = ""
+    # Where the event log is: the backend, `embedded` or `cluster`, and for the latter the namespace of the topics and the
+    # addresses of Kafka brokers. "" in files of older versions.
+    backend: str = ""
+    namespace: str = ""
+    kafka_bootstrap_servers: str = ""
     # The start time of the process, which `write` sets; "" in files of older versions. If this differs from the start
     # time of the process with the id `pid`, the mesh has ended and its process id was reused.
     birth: str = field(default="", compare=False)

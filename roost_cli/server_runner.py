@@ -173,6 +173,9 @@ def _run_file(process: Process, grpc_address: str, http_address: str, ops_addres
         checkout=str(runfile.CHECKOUT),
         ops=ops_address,
         groups=str(Group(ALL, members)),
+        backend=process.settings.backend,
+        namespace=process.settings.namespace,
+        kafka_bootstrap_servers=process.settings.kafka_bootstrap_servers,
     )
 
 

@@ -59,6 +59,9 @@ async def _supervise(settings: Settings, groups: Sequence[Group], addresses: Sha
             data=str(settings.data_dir.resolve()),
             checkout=str(runfile.CHECKOUT),
             groups=notation(groups),
+            backend=settings.backend,
+            namespace=settings.namespace,
+            kafka_bootstrap_servers=settings.kafka_bootstrap_servers,
         )
         async with control.serving_restarts(supervisor, control.path_of(addresses.grpc)):
             with _written(run):
