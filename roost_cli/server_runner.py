@@ -211,7 +211,7 @@ async def _print_unreachable_peers(process: Process) -> None:
     if process.unaddressed:
         whom = ", ".join(process.unaddressed) if process.services or process.health().peers else "any service"
         _print(
-            f"no address of {whom} is known: set ROOST_REGISTRY_ADDRESS or ROOST_STATIC_PEERS, or calls to it are refused"
+            f"no address of {whom} is known: set ROOST_REGISTRY_ADDRESS or ROOST_STATIC_PEERS, or calls to these services are refused"
         )
     missing = await process.peers.unreached()
     if missing:

@@ -55,7 +55,7 @@ def test_serve_read_only_runtime_dir_warns_and_serves(tmp_path: Path) -> None:
         assert httpx.get(metrics.replace("/metrics", "/readyz")).json()["services"] == {"tweet": "SERVING"}
         assert line_with(process, "no address") == (
             "no address of engagement, graph, identity is known: set ROOST_REGISTRY_ADDRESS or ROOST_STATIC_PEERS, or calls "
-            "to it are refused"
+            "to these services are refused"
         )
         process.terminate()
         assert process.wait(WITHIN_S) == 0
