@@ -28,6 +28,13 @@ Ops = Annotated[
     ),
 ]
 
+Cluster = Annotated[
+    bool,
+    typer.Option(
+        "--cluster", help="Keep data in Cassandra, Redis, Kafka and OpenSearch. `scripts/backends up` starts them."
+    ),
+]
+
 # The name of the gateway in the arguments of `roost serve` and `roost restart`. All other names are those of services.
 GATEWAY = "gateway"
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
 # The beginning of the line that `roost up` and `roost serve` print once they accept calls.
 READY = "roost is ready"
+_GRPC, _METRICS, _METRICS_END = "gRPC ", "metrics http://", "/metrics"
 # The root directory of the source code that this process runs.
 CHECKOUT = config.CHECKOUT
 
@@ -55,6 +57,21 @@ class RunFile:
     # The start time of the process, which `write` sets; "" in files of older versions. If this differs from the start
     # time of the process with the id `pid`, the mesh has ended and its process id was reused.
     birth: str = field(default="", compare=False)
+
+
+def ready_line(grpc: str, ops: str, *, http: str = "", more: Sequence[str] = ()) -> str:
+    """Returns the line that a process prints once it accepts calls: its addresses (HOST:PORT), then `more`."""
+    where = [f"http://{http}"] if http else []
+    where += [f"{_GRPC}{grpc}", f"{_METRICS}{ops}{_METRICS_END}", *more]
+    return f"{READY}: {' · '.join(where)}"
+
+
+def addresses_in(line: str) -> tuple[str, str]:
+    """Returns the gRPC address and the ops address in a line that `ready_line` made; "" for one that is missing."""
+    parts = line.removeprefix(f"{READY}: ").strip().split(" · ")
+    grpc = next((part.removeprefix(_GRPC) for part in parts if part.startswith(_GRPC)), "")
+    ops = next((part.removeprefix(_METRICS) for part in parts if part.startswith(_METRICS)), "")
+    return grpc, ops.removesuffix(_METRICS_END)
 
 
 def path_of(grpc: str, directory: Path | None = None) -> Path:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import structlog
 import uvloop
@@ -107,7 +106,7 @@ async def _serve(
         gc.set_threshold(*GC_THRESHOLDS)
         login = await _demo(process, settings, stopping) if with_demo else None
         if not stopping.is_set():
-            _print(_ready_line(grpc_address, http_address, ops_address, login, settings.data_dir))
+            _print(_ready_line(grpc_address, http_address, ops_address, login, settings))
         reporting = asyncio.create_task(_print_unreachable_peers(process), name="tell-peers")
         await stopping.wait()
         reporting.cancel()
@@ -250,10 +249,10 @@ async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -
     return None if account is None else f"{account.username} / {account.password}"
 
 
-def _ready_line(grpc_address: str, http_address: str, ops_address: str, login: str | None, data_dir: Path) -> str:
-    where = [f"http://{http_address}"] if http_address else []
-    where += [f"gRPC {grpc_address}", f"metrics http://{ops_address}/metrics", f"data in {data_dir.resolve()}"]
-    return f"{runfile.READY}: {' · '.join(where)}" + (f" · demo log-in {login}" if login else "")
+def _ready_line(grpc_address: str, http_address: str, ops_address: str, login: str | None, settings: Settings) -> str:
+    more = [f"data in {settings.data_dir.resolve()}", settings.storage_text()]
+    more += [f"demo log-in {login}"] if login else []
+    return runfile.ready_line(grpc_address, ops_address, http=http_address, more=more)
 
 
 def _print(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from roost_cli import connection, options
 from roost_cli.exit_codes import CommandError, call_error
 from roost_cli.options import GATEWAY
 from roost_cli.rate_control import deadline_s
+from roost_cli.supervisor import control
 from roost_cli.supervisor.groups import MEMBERS, Group, parse_groups
+from roost_cli.supervisor.supervisor import RunningProcess
 from services.catalog import KEY_SOURCE
 from services.platform.callees import callees_of
 from services.platform.rpc.contract import methods
@@ -58,14 +61,20 @@ def topology(
     ] = None,
     grpc: options.Grpc = None,
 ) -> None:
-    """Print the groups of a mesh, and for each service which services it calls and how.
+    """Print the groups of a mesh, for each service which services it calls and how, and the processes that run.
 
     A service of the same process is called in process. Others are called over gRPC, at the addresses in
-    ROOST_STATIC_PEERS if it names the service, otherwise at those that the registry knows.
+    ROOST_STATIC_PEERS if it names the service, otherwise at those that the registry knows. The processes, and the
+    registry among them, are listed with process id, gRPC address, and the ops address with /readyz and /metrics; those
+    that `roost serve` started only with what the run file and the registry know of them.
     """
-    found = parse_groups(groups) if groups is not None else asyncio.run(_running(grpc))
     static = options.settings_with({}).static_peers
+    if groups is not None:
+        _show(calls_of(parse_groups(groups), static))
+        return
+    found, processes = asyncio.run(_running(grpc))
     _show(calls_of(found, static))
+    _show_processes(processes)
 
 
 def callees_of_member(member: str) -> frozenset[str]:
@@ -100,21 +109,29 @@ def _way(callee: str, group: Group, known: frozenset[str], static: frozenset[str
     return Way.REGISTRY if callee in known else Way.UNKNOWN
 
 
-async def _running(grpc: str | None) -> Sequence[Group]:
-    """Returns the groups of the mesh that runs: those in its run file, and if some services are missing there, those of
-    the instances in its registry. Raises CommandError if no mesh runs or its run file has no groups."""
+async def _running(grpc: str | None) -> tuple[Sequence[Group], Sequence[RunningProcess]]:
+    """Returns the groups of the mesh that runs, and its processes.
+
+    The groups are those in its run file, and if some services are missing there, those of the instances in its
+    registry. The processes are those that its supervisor lists; without a supervisor, the process that wrote the run
+    file and those of the instances. Raises CommandError if no mesh runs or its run file has no groups.
+    """
     mesh = connection.find(grpc)
     run = connection.run_at(mesh.address)
     groups = parse_groups(run.groups, complete=False) if run is not None and run.groups else []
+    processes = [RunningProcess(group.name, group.name, run.pid, run.grpc, run.ops) for group in groups[:1] if run]
+    with contextlib.suppress(control.NoSupervisorError):
+        processes = [*await control.ask_processes(control.path_of(run.grpc if run is not None else mesh.address))]
     listed = {member for group in groups for member in group.members}
     if listed >= set(MEMBERS):
-        return groups
-    groups = [*groups, *groups_of_instances(await _instances(mesh), listed)]
+        return groups, processes
+    instances = await _instances(mesh)
+    groups = [*groups, *groups_of_instances(instances, listed)]
     if not groups:
         raise CommandError(
             f"the mesh at {mesh.address} has neither a run file here nor a registry: describe it with --groups"
         )
-    return groups
+    return groups, [*processes, *processes_of_instances(instances, listed)]
 
 
 async def _instances(mesh: connection.MeshTarget) -> Sequence[registry_service_pb2.Instance]:
@@ -129,6 +146,22 @@ async def _instances(mesh: connection.MeshTarget) -> Sequence[registry_service_p
                 return []
             raise call_error(error, "listing the instances of the registry") from error
     return list(answer.instances)
+
+
+def processes_of_instances(
+    instances: Iterable[registry_service_pb2.Instance], listed: Iterable[str]
+) -> Sequence[RunningProcess]:
+    """Returns the processes in the registry, by address, without their process ids and ops addresses. Leaves out
+    processes all of whose services are in `listed`."""
+    services: dict[str, set[str]] = defaultdict(set)
+    for instance in instances:
+        services[instance.address].add(instance.service)
+    found = []
+    for address, names in sorted(services.items()):
+        if not names <= set(listed):
+            ordered = sorted(names, key=lambda name: (MEMBERS.index(name) if name in MEMBERS else -1, name))
+            found.append(RunningProcess(ordered[0], ",".join(ordered), 0, address, ""))
+    return found
 
 
 def groups_of_instances(instances: Iterable[registry_service_pb2.Instance], listed: Iterable[str]) -> Sequence[Group]:
@@ -162,4 +195,11 @@ def _show(calls: Sequence[Calls]) -> None:
             row.caller,
             *(", ".join(row.callees.get(way, ())) for way in used),
         )
+    Console(highlight=False).print(table)
+
+
+def _show_processes(processes: Sequence[RunningProcess]) -> None:
+    table = Table("process", "pid", "gRPC", "ops (/readyz, /metrics)")
+    for process in processes:
+        table.add_row(process.label, str(process.pid or "?"), process.grpc, process.ops or "?")
     Console(highlight=False).print(table)

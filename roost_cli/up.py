@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from roost_cli.exit_codes import UNUSABLE, CommandError
-from roost_cli.options import Ops, settings_with
+from roost_cli.options import Cluster, Ops, settings_with
 from roost_cli.server_runner import serve_until_stopped
 from roost_cli.supervisor.groups import (
     EXAMPLE,
@@ -36,12 +36,7 @@ def up(
     no_demo: Annotated[
         bool, typer.Option("--no-demo", help="Do not load the demo users and tweets at the first run.")
     ] = False,
-    cluster: Annotated[
-        bool,
-        typer.Option(
-            "--cluster", help="Keep data in Cassandra, Redis, Kafka and OpenSearch. `scripts/backends up` starts them."
-        ),
-    ] = False,
+    cluster: Cluster = False,
     processes: Annotated[
         bool, typer.Option("--processes", help="Run each service in a process of its own; needs --cluster.")
     ] = False,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from roost_cli import runfile
-from roost_cli.exit_codes import FAULTS, CommandError
+from roost_cli.exit_codes import FAULTS, UNUSABLE, CommandError
 from roost_cli.supervisor.topology import ProcessSpec
 from services.platform.config import process_environment
 
@@ -28,33 +28,56 @@ HEALTHY_UPTIME_S = 30.0
 # Maximum number of characters of a log in an error message; of a longer log, the end is printed.
 SHOWN_LOG_CHARS = 2_000
 
+# The beginning of the message with which a command ends.
+ERROR_PREFIX = "roost: "
+
 # A function that prints a line for the person who started the mesh.
 Say = Callable[[str], None]
 
 
 class Instance:
     """Runs one process until `stop` is called, and restarts it whenever it ends. Appends its stderr to a log file in
-    the directory `logs`. Calls `say` with one line for each start and each end of the process."""
+    the directory `logs`. Calls `say` with one line for each start and each end of the process.
 
-    def __init__(self, spec: ProcessSpec, logs: Path, say: Say) -> None:
+    A process that ends with status UNUSABLE is not restarted if it was never ready: its settings or servers are wrong,
+    and a restart would hide the reason. `is_replacement` is true if its predecessor was ready and has been stopped; then
+    it is restarted even so.
+    """
+
+    def __init__(self, spec: ProcessSpec, logs: Path, say: Say, *, is_replacement: bool = False) -> None:
         self.spec = spec
         self.ready = asyncio.Event()
         self.pid = 0
-        self._log = logs / f"{spec.label}.log"
+        # Addresses as HOST:PORT, "" until the process is ready for the first time.
+        self.grpc, self.ops = "", ""
+        self._was_ready = is_replacement
+        # Whether the process was ready since its last start, and the size of the log at that start.
+        self._is_run_ready = False
+        self._run_log_start = 0
+        self.log = logs / f"{spec.label}.log"
         self._say = say
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the process and returns when it is ready. Raises CommandError with the end of the log if that takes
-        longer than START_WITHIN_S seconds."""
-        self._task = asyncio.create_task(self._keep_running(), name=f"instance-{self.spec.label}")
+        """Starts the process and returns when it is ready.
+
+        Raises CommandError UNUSABLE with the reason if the process ends with status UNUSABLE, and CommandError FAULTS
+        with the end of the log if it is not ready after START_WITHIN_S seconds, or if `stop` is called.
+        """
+        running = self._task = asyncio.create_task(self._keep_running(), name=f"instance-{self.spec.label}")
+        ready = asyncio.create_task(self.ready.wait())
         try:
-            async with asyncio.timeout(START_WITHIN_S):
-                await self.ready.wait()
-        except TimeoutError:
-            await self.stop()
-            raise CommandError(f"{self.spec.label} did not become ready:\n{self.log_end()}", FAULTS) from None
+            await asyncio.wait({running, ready}, timeout=START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if ready.done():
+            return
+        if running.done() and not self._stopping.is_set():
+            running.result()
+            raise CommandError(f"{self.spec.label} cannot start: {self.reason()}\nIts log is {self.log}", UNUSABLE)
+        await self.stop()
+        raise CommandError(f"{self.spec.label} did not become ready; its log is {self.log}:\n{self.log_end()}", FAULTS)
 
     async def stop(self) -> None:
         """Stops the process and returns when it has ended. Sends SIGTERM, and SIGKILL if the process has not ended
@@ -65,11 +88,22 @@ class Instance:
             self._task = None
 
     def log_end(self) -> str:
-        """Returns the last SHOWN_LOG_CHARS characters of the log."""
+        """Returns the last SHOWN_LOG_CHARS characters of what the process logged since its last start."""
         try:
-            return self._log.read_text(errors="replace")[-SHOWN_LOG_CHARS:]
+            with self.log.open("rb") as log:
+                log.seek(self._run_log_start)
+                return log.read().decode(errors="replace")[-SHOWN_LOG_CHARS:]
         except OSError:
             return ""
+
+    def reason(self) -> str:
+        """Returns why the process ended: the error message at the end of its log, or if there is none, the last
+        line."""
+        lines = self.log_end().strip().splitlines()
+        for place in range(len(lines) - 1, -1, -1):
+            if lines[place].startswith(ERROR_PREFIX):
+                return "\n".join(lines[place:]).removeprefix(ERROR_PREFIX)
+        return lines[-1] if lines else "its log is empty"
 
     async def _keep_running(self) -> None:
         failures = 0
@@ -78,14 +112,19 @@ class Instance:
             code = await self._run()
             if self._stopping.is_set():
                 return
+            if code == UNUSABLE and not self._was_ready:
+                return
             failures = 1 if time.monotonic() - began > HEALTHY_UPTIME_S else failures + 1
             delay_s = min(RESTART_MIN_DELAY_S * 2 ** min(failures - 1, 10), RESTART_MAX_DELAY_S)
-            self._say(f"{self.spec.label} ended with {_exit_text(code)}; again in {delay_s:g} s")
+            why = "" if self._is_run_ready else f" before it was ready: {_one_line(self.reason())} (log: {self.log})"
+            self._say(f"{self.spec.label} ended with {_exit_text(code)}{why}; again in {delay_s:g} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), delay_s)
 
     async def _run(self) -> int:
-        with self._log.open("ab") as log:
+        self._is_run_ready = False
+        with self.log.open("ab") as log:
+            self._run_log_start = log.tell()
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -126,10 +165,15 @@ class Instance:
         assert process.stdout is not None, "made with a pipe"
         async for line in process.stdout:
             if line.startswith(runfile.READY.encode()):
+                self._is_run_ready = self._was_ready = True
+                self.grpc, self.ops = runfile.addresses_in(line.decode(errors="replace"))
                 self.ready.set()
                 # The address of the ops port is printed, because the port is a random one that no setting contains.
-                metrics = line.decode(errors="replace").rpartition(" metrics ")[2].strip()
-                self._say(f"{self.spec.label} is ready, pid {process.pid}, metrics {metrics}")
+                self._say(f"{self.spec.label} is ready, pid {process.pid}, metrics http://{self.ops}/metrics")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _exit_text(code: int) -> str:

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from roost_cli import runfile
 from roost_cli.exit_codes import UNUSABLE, CommandError
@@ -20,16 +20,20 @@ from roost_cli.supervisor.topology import Secrets, process_specs
 from services.platform.config import Settings
 from services.platform.files import open_data_dir
 from services.platform.rpc import errors
+from services.platform.sqlite.lockfile import LockFile
+
+# The file in the data directory that a supervisor locks: two would write the same logs, and data of the same processes.
+LOCK = "supervisor.lock"
 
 
 def supervise(settings: Settings, groups: Sequence[Group]) -> None:
-    """Runs the processes of `groups` until SIGTERM or SIGINT. Raises CommandError if an address is occupied or a
-    process cannot start."""
+    """Runs the processes of `groups` until SIGTERM or SIGINT. Raises CommandError if another supervisor uses the data
+    directory, an address is occupied, or a process cannot start."""
     try:
-        open_data_dir(settings.data_dir)
+        lock = LockFile(open_data_dir(settings.data_dir) / LOCK)
     except errors.RoostError as error:
         raise CommandError(error.message, UNUSABLE) from error
-    with shared_addresses(settings) as addresses:
+    with closing(lock), shared_addresses(settings) as addresses:
         asyncio.run(_supervise(settings, groups, addresses))
 
 
@@ -63,9 +67,12 @@ async def _supervise(settings: Settings, groups: Sequence[Group], addresses: Sha
             namespace=settings.namespace,
             kafka_bootstrap_servers=settings.kafka_bootstrap_servers,
         )
-        async with control.serving_restarts(supervisor, control.path_of(addresses.grpc)):
+        async with control.serving_requests(supervisor, control.path_of(addresses.grpc)):
             with _written(run):
-                _print(f"{runfile.READY}: http://{addresses.http} · gRPC {addresses.grpc} · logs in {logs.resolve()}")
+                _print(
+                    f"{runfile.READY}: http://{addresses.http} · gRPC {addresses.grpc} · logs in {logs.resolve()} · "
+                    f"{settings.storage_text()}"
+                )
                 await stopping.wait()
     finally:
         _print("stopping …")

@@ -28,6 +28,17 @@ class Restarted(NamedTuple):
     seconds: float
 
 
+class RunningProcess(NamedTuple):
+    """A process of the mesh. `group` is the name of its group or `registry`, `label` that of its log file; the gRPC and
+    the ops address are HOST:PORT."""
+
+    group: str
+    label: str
+    pid: int
+    grpc: str
+    ops: str
+
+
 class Supervisor:
     """Runs the processes of one mesh. `specs` are the processes in start order. Their logs are written to the directory
     `logs`; `say` prints one line for each start and end of a process."""
@@ -49,6 +60,14 @@ class Supervisor:
             if instance.pid:
                 found[instance.spec.name].append(instance.pid)
         return dict(found)
+
+    def processes(self) -> Sequence[RunningProcess]:
+        """Returns the processes that are ready, in start order."""
+        return [
+            RunningProcess(instance.spec.name, instance.spec.label, instance.pid, instance.grpc, instance.ops)
+            for instance in self._instances
+            if instance.ready.is_set()
+        ]
 
     async def start(self) -> None:
         """Starts the registry if there is one, then the groups without the gateway concurrently, then those with it.
@@ -80,7 +99,9 @@ class Supervisor:
                 if old.spec.has_fixed_address:
                     await old.stop()
                 self._check_not_stopping()
-                new = Instance(self._successor(old.spec), self._logs, self._say)
+                new = Instance(
+                    self._successor(old.spec), self._logs, self._say, is_replacement=old.spec.has_fixed_address
+                )
                 self._instances.insert(self._instances.index(old) + 1, new)
                 try:
                     await new.start()

@@ -341,6 +341,11 @@ class Settings(BaseSettings):
     # empty, the client address is the address of the connection's peer.
     trusted_proxies: Networks = ()
 
+    def storage_text(self) -> str:
+        """Returns where this process keeps its data, for people: the backend, and with the cluster backend the
+        namespace."""
+        return f"backend {self.backend}" + (f", namespace {self.namespace}" if self.backend == "cluster" else "")
+
     @field_validator("mesh_secret", "operator_token", mode="before")
     @classmethod
     def _read_secret(cls, value: object, info: ValidationInfo) -> object:

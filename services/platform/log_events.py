@@ -59,6 +59,7 @@ class LogEvent(StrEnum):
     REDIS_MASTER_CHANGED = "redis.master_changed"
     REDIS_MEMORY_UNLIMITED = "redis.memory_unlimited"
     REDIS_PERSISTENCE_ENABLED = "redis.persistence_enabled"
+    REDIS_DATABASE_SHARED = "redis_database.shared"
     REDIS_SLOT_REFRESH_FAILED = "redis.slot_refresh_failed"
     REFRESH_TOKEN_REUSED = "refresh_token.reused"  # noqa: S105 (no token)
     REGISTRATION_FAILED = "registration.failed"

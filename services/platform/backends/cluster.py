@@ -8,19 +8,25 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+import structlog
+
 from services.platform.cassandra.job_leases import JOB_LEASES_MIGRATION, JobLease
 from services.platform.cassandra.keyspace import Cassandra, Keyspace
 from services.platform.cassandra.worker_id import LEASES_MIGRATION, CassandraLease
 from services.platform.config import Settings
 from services.platform.files import open_data_dir
 from services.platform.kafka.event_log import KafkaLog
+from services.platform.log_events import LogEvent
 from services.platform.pagination.cursors import KEY_BYTES
 from services.platform.redis.client import Redis
 from services.platform.redis.rate_limits import RedisCounts
 from services.platform.redis.shared_versions import SharedVersions
+from services.platform.redis.url import RedisTopology
 from services.platform.redis.versions import RedisVersions
 from services.platform.rpc import errors
 from services.platform.service import Backends
+
+log = structlog.get_logger()
 
 # The keyspace of the mesh itself, not of a service: worker ids, job leases and shared secrets.
 MESH = "mesh"
@@ -51,6 +57,7 @@ class ClusterBackends:
         """Opens the connections to Cassandra and Redis, and registers their closing on `stack`. Raises UNAVAILABLE,
         naming the server, if Cassandra or Redis cannot be reached. Raises FAILED_PRECONDITION if the settings do not
         match a server, or if a server's own settings could cause wrong results."""
+        _warn_of_shared_redis(settings)
         cassandra = await Cassandra.open(settings)
         stack.push_async_callback(cassandra.close)
         redis = await Redis.open(settings)
@@ -113,3 +120,17 @@ async def _mesh_secret(mesh: Keyspace, name: str) -> bytes:
         await mesh.execute_lwt(_STORE_SECRET, name, secrets.token_bytes(KEY_BYTES))
         known = await mesh.read_serial(_SECRET, name)
     return bytes(known[0][0])
+
+
+def _warn_of_shared_redis(settings: Settings) -> None:
+    """Logs a warning if the namespace is that of another mesh and the Redis database is the default one: a mesh with
+    the default settings uses the same keys there."""
+    namespace, redis_url = (Settings.model_fields[name].default for name in ("namespace", "redis_url"))
+    is_default = RedisTopology.parse(settings.redis_url).has_database_of(RedisTopology.parse(redis_url))
+    if settings.namespace != namespace and is_default:
+        log.warning(
+            LogEvent.REDIS_DATABASE_SHARED,
+            namespace=settings.namespace,
+            advice="the namespace does not apply to Redis: choose another database in ROOST_REDIS_URL, such as "
+            "redis://127.0.0.1:6379/5, or the meshes on these servers share rate limits and home timelines",
+        )

@@ -94,6 +94,10 @@ class RedisTopology:
         no_retry = bounds | {"retry": Retry(NoBackoff(), 0)}
         return Sentinel(list(self.hosts), sentinel_kwargs=no_retry)  # type: ignore[no-untyped-call]
 
+    def has_database_of(self, other: RedisTopology) -> bool:
+        """Returns whether both URLs name the same database of the same servers."""
+        return (self.hosts, self.server.path, self.server.db) == (other.hosts, other.server.path, other.server.db)
+
     def at(self, host: str, port: int) -> Endpoint:
         """Returns the endpoint at this address, with the credentials of the URL."""
         return replace(self.server, host=host, port=port)

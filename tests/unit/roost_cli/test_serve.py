@@ -17,6 +17,7 @@ import httpx
 import pytest
 from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
+from roost_cli import runfile, serve
 from roost_cli.commands import run
 
 ANY = "127.0.0.1:0"
@@ -51,6 +52,8 @@ def test_serve_read_only_runtime_dir_warns_and_serves(tmp_path: Path) -> None:
     with serving("serve", "tweet", "--data", str(tmp_path)) as process:
         ready = line_with(process, "roost is ready")
         metrics = ready.partition("metrics ")[2].split()[0]
+        assert ready.endswith(f"data in {tmp_path} · backend embedded")
+        assert runfile.addresses_in(ready)[1] == metrics.removeprefix("http://").removesuffix("/metrics")
         assert "grpc_server_started_total" in httpx.get(metrics).text
         assert httpx.get(metrics.replace("/metrics", "/readyz")).json()["services"] == {"tweet": "SERVING"}
         assert line_with(process, "no address") == (
@@ -131,6 +134,16 @@ def test_serve_unknown_name_suggests_the_similar_one(capsys: pytest.CaptureFixtu
     assert run(["serve", "gateway", "timelin"]) == 2
     assert "no service timelin; there are registry, identity," in (told := capsys.readouterr().err)
     assert told.endswith("did you mean timeline?\n")
+
+
+@pytest.mark.parametrize(("options", "backend"), [((), "embedded"), (("--cluster",), "cluster")])
+def test_serve_with_cluster_option_chooses_the_servers(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], backend: str
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(serve, "serve_until_stopped", lambda settings, *_, **__: found.append(settings.storage_text()))
+    assert run(["serve", "tweet", *options]) == 0
+    assert found == [f"backend {backend}" + ", namespace roost" * (backend == "cluster")]
 
 
 def test_serve_http_address_without_gateway_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

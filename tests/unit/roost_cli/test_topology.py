@@ -12,7 +12,7 @@ from roost.registry.v1 import registry_service_pb2
 from roost_cli import runfile
 from roost_cli.commands import run
 from roost_cli.supervisor.groups import MEMBERS, Group, notation, parse_groups, replica_groups, service_groups
-from roost_cli.topology import Way, callees_of_member, calls_of, groups_of_instances
+from roost_cli.topology import Way, callees_of_member, calls_of, groups_of_instances, processes_of_instances
 
 FRONT_AND_BACK = "front=gateway,timeline,tweet,graph,identity,engagement*4;back=fanout,search"
 
@@ -72,6 +72,11 @@ def test_groups_of_instances_join_processes_with_the_same_services() -> None:
     instances = [instance(name, port) for name in ("search", "fanout") for port in (1, 2)]
     instances += [instance("tweet", 3), instance("registry", 4)]
     assert groups_of_instances(instances, {"gateway", "tweet"}) == [Group("fanout", ("fanout", "search"), 2)]
+    assert [(p.label, p.grpc, p.pid) for p in processes_of_instances(instances, {"gateway", "tweet"})] == [
+        ("fanout,search", "127.0.0.1:1", 0),
+        ("fanout,search", "127.0.0.1:2", 0),
+        ("registry", "127.0.0.1:4", 0),
+    ]
 
 
 def test_topology_of_given_groups_prints_a_row_for_each_service(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,8 +96,9 @@ def test_topology_of_running_mesh_is_read_from_its_run_file(
     assert run(["topology"]) == 0
     shown = capsys.readouterr().out
     assert "in process" in shown
-    assert "gRPC" not in shown
+    assert "gRPC via" not in shown
     assert " 3 " in shown
+    assert f"│ {os.getpid()} │ 127.0.0.1:1 │" in shown
 
 
 def test_topology_without_mesh_says_what_to_do(

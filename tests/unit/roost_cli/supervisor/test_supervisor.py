@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import sys
 import textwrap
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from roost_cli.exit_codes import CommandError
+from roost_cli import runfile
+from roost_cli.commands import run
+from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.supervisor import control
+from roost_cli.supervisor.groups import MEMBERS
 from roost_cli.supervisor.supervisor import Supervisor
 from roost_cli.supervisor.topology import Phase, ProcessSpec
 from tests.waiting import wait_until
@@ -96,7 +102,7 @@ async def test_stop_during_rolling_restart_starts_no_further_process(tmp_path: P
 async def test_control_socket_request_restarts_service(supervisor: Supervisor, tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     (before,) = supervisor.pids()["graph"]
-    async with control.serving_restarts(supervisor, path):
+    async with control.serving_requests(supervisor, path):
         assert path.stat().st_mode & 0o077 == 0
         done = await control.ask_restart(path, "graph_service")
         assert done.group == "graph"
@@ -110,16 +116,89 @@ async def test_control_socket_request_restarts_service(supervisor: Supervisor, t
         await control.ask_restart(path, "graph")
 
 
-async def test_instance_start_failure_raises_with_log_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roost_cli.supervisor.instance.START_WITHIN_S", WITHIN_S)
+async def test_topology_lists_registry_and_processes_of_supervisor(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    address = "127.0.0.1:50996"
+    groups = "roost=" + ",".join(MEMBERS)
+    runfile.write(runfile.RunFile(address, "", os.getpid(), time.time(), "token", groups=groups))
+    async with control.serving_requests(supervisor, control.path_of(address)):
+        processes = await control.ask_processes(control.path_of(address))
+        assert await asyncio.to_thread(run, ["topology"]) == 0
+    assert [process.label for process in processes] == ["registry-1", "tweet-1", "graph-1"]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "127.0.0.1" in line]
+    for process, row in zip(processes, rows, strict=True):
+        assert alive(process.pid)
+        assert [cell.strip() for cell in row.split("│")[1:-1]] == [
+            process.label,
+            str(process.pid),
+            process.grpc,
+            process.ops,
+        ]
+        assert (await asyncio.to_thread(httpx.get, f"http://{process.ops}/livez")).status_code == 200
+        with socket.create_connection(("127.0.0.1", int(process.grpc.rpartition(":")[2]))):
+            pass
+
+
+async def test_process_unusable_before_it_was_ready_ends_start_with_reason(tmp_path: Path) -> None:
+    lines: list[str] = []
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        supervisor = Supervisor([part(tmp_path, "registry", "--grpc", address)], tmp_path / "logs", lambda line: None)
-        with pytest.raises(CommandError, match="another program listens there"):
-            await supervisor.start()
+        supervisor = Supervisor([part(tmp_path, "registry", "--grpc", address)], tmp_path / "logs", lines.append)
+        with pytest.raises(CommandError, match="another program listens there") as caught:
+            await asyncio.wait_for(supervisor.start(), WITHIN_S)
         await supervisor.stop()
+    assert caught.value.code == UNUSABLE
+    assert caught.value.message.startswith(f"registry-1 cannot start: cannot serve gRPC on {address}")
+    assert caught.value.message.endswith(f"\nIts log is {tmp_path / 'logs' / 'registry-1.log'}")
+    assert lines == []
+
+
+def python_with_ends(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: dict[int, tuple[int, str]]) -> None:
+    """Makes processes end at once at their starts number `ends` (1-based) with an exit status and a line on stderr."""
+    script, count = folder / "python", folder / "count"
+    cases = "\n".join(f"  {n}) echo {shlex.quote(line)} >&2; exit {code};;" for n, (code, line) in ends.items())
+    script.write_text(
+        f'#!/bin/sh\necho >> {count}\ncase $(wc -l < {count}) in\n{cases}\nesac\nexec {sys.executable} "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+
+
+async def test_process_that_fails_before_it_was_ready_is_reported_and_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    python_with_ends(tmp_path, monkeypatch, {1: (1, "roost: unexpected OSError: no luck")})
+    supervisor = Supervisor([part(tmp_path)], tmp_path / "logs", lines.append)
+    await supervisor.start()
+    await supervisor.stop()
+    assert lines[0] == (
+        "registry-1 ended with status 1 before it was ready: unexpected OSError: no luck "
+        f"(log: {tmp_path / 'logs' / 'registry-1.log'}); again in 0.1 s"
+    )
+    assert lines[1].startswith("registry-1 is ready, pid ")
+
+
+async def test_process_that_was_ready_is_started_again_even_if_unusable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    python_with_ends(tmp_path, monkeypatch, {2: (2, "roost: Cassandra cannot be reached"), 4: (2, "roost: again")})
+    supervisor = Supervisor([part(tmp_path)], tmp_path / "logs", lines.append)
+    await supervisor.start()
+    os.kill(supervisor.pids()["registry"][0], signal.SIGKILL)
+    await wait_until(lambda: len([line for line in lines if "is ready" in line]) == 2, WITHIN_S)
+    assert lines[1] == "registry-1 ended with signal 9; again in 0.1 s"
+    assert "status 2 before it was ready: Cassandra cannot be reached (log: " in lines[2]
+    # The registry has a fixed address: its old process stops first, so the new one is one that was ready before.
+    await supervisor.restart("registry")
+    assert "status 2 before it was ready: again (log: " in lines[4]
+    assert len(supervisor.pids()["registry"]) == 1
+    await supervisor.stop()
 
 
 async def test_supervisor_killed_stops_all_processes(tmp_path: Path) -> None:
