@@ -23,7 +23,7 @@ from roost_cli.options import GATEWAY, address_of
 from roost_cli.supervisor.groups import ALL, MEMBERS, Group
 from services.catalog import BACKENDS, KEY_SOURCE, SERVICES
 from services.platform import logs, open_files
-from services.platform.config import Settings
+from services.platform.config import Settings, storage_text
 from services.platform.health import STARTING, Health
 from services.platform.log_events import LogEvent
 from services.platform.process import Process
@@ -250,7 +250,7 @@ async def _demo(process: Process, settings: Settings, stopping: asyncio.Event) -
 
 
 def _ready_line(grpc_address: str, http_address: str, ops_address: str, login: str | None, settings: Settings) -> str:
-    more = [f"data in {settings.data_dir.resolve()}", settings.storage_text()]
+    more = [f"data in {settings.data_dir.resolve()}", storage_text(settings)]
     more += [f"demo log-in {login}"] if login else []
     return runfile.ready_line(grpc_address, ops_address, http=http_address, more=more)
 

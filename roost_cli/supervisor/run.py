@@ -17,7 +17,7 @@ from roost_cli.supervisor.groups import Group, notation
 from roost_cli.supervisor.shared_addresses import SharedAddresses, shared_addresses
 from roost_cli.supervisor.supervisor import Supervisor
 from roost_cli.supervisor.topology import Secrets, process_specs
-from services.platform.config import Settings
+from services.platform.config import Settings, storage_text
 from services.platform.files import open_data_dir
 from services.platform.rpc import errors
 from services.platform.sqlite.lockfile import LockFile
@@ -71,7 +71,7 @@ async def _supervise(settings: Settings, groups: Sequence[Group], addresses: Sha
             with _written(run):
                 _print(
                     f"{runfile.READY}: http://{addresses.http} · gRPC {addresses.grpc} · logs in {logs.resolve()} · "
-                    f"{settings.storage_text()}"
+                    f"{storage_text(settings)}"
                 )
                 await stopping.wait()
     finally:

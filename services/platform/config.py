@@ -341,11 +341,6 @@ class Settings(BaseSettings):
     # empty, the client address is the address of the connection's peer.
     trusted_proxies: Networks = ()
 
-    def storage_text(self) -> str:
-        """Returns where this process keeps its data, for people: the backend, and with the cluster backend the
-        namespace."""
-        return f"backend {self.backend}" + (f", namespace {self.namespace}" if self.backend == "cluster" else "")
-
     @field_validator("mesh_secret", "operator_token", mode="before")
     @classmethod
     def _read_secret(cls, value: object, info: ValidationInfo) -> object:
@@ -384,6 +379,13 @@ class Settings(BaseSettings):
         if faults:
             raise ValueError("\n".join(faults))
         return tuple(sources)
+
+
+def storage_text(settings: Settings) -> str:
+    """Returns where a process keeps its data, for people: the backend, and with the cluster backend the namespace."""
+    return f"backend {settings.backend}" + (
+        f", namespace {settings.namespace}" if settings.backend == "cluster" else ""
+    )
 
 
 def _secret_of(path: Path) -> str:

@@ -19,6 +19,7 @@ from roost.tweet.v1 import tweet_service_pb2, tweet_service_pb2_grpc
 
 from roost_cli import runfile, serve
 from roost_cli.commands import run
+from services.platform.config import storage_text
 
 ANY = "127.0.0.1:0"
 # A test that hangs fails after this many seconds.
@@ -141,7 +142,7 @@ def test_serve_with_cluster_option_chooses_the_servers(
     monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], backend: str
 ) -> None:
     found: list[str] = []
-    monkeypatch.setattr(serve, "serve_until_stopped", lambda settings, *_, **__: found.append(settings.storage_text()))
+    monkeypatch.setattr(serve, "serve_until_stopped", lambda settings, *_, **__: found.append(storage_text(settings)))
     assert run(["serve", "tweet", *options]) == 0
     assert found == [f"backend {backend}" + ", namespace roost" * (backend == "cluster")]
 
