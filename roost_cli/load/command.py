@@ -22,7 +22,9 @@ from roost_cli.exit_codes import FAULTS, CommandError
 from roost_cli.load import edge_list as edges
 from roost_cli.load import mutate
 from roost_cli.load.loader import CONCURRENCY, Loader, NewUser, Operator, Post, PostOutcome
+from roost_cli.supervisor import control
 from roost_cli.tokens import TokenCache
+from services.platform.config import margin_of_several_processes_s
 
 # Number of connections to the mesh. gRPC reads each connection in one task, so a few connections use the CPU better
 # than one.
@@ -172,7 +174,9 @@ async def _load(
         barred = await loader.follow(
             [(by_node[follower], by_node[followee]) for follower, followee in edge_list.follows]
         )
-        await loader.settle(options.settings_with({}).clock_margin_s)
+        settings = options.settings_with({})
+        is_supervised = control.path_of(mesh.address).exists()
+        await loader.settle(margin_of_several_processes_s(settings) if is_supervised else settings.clock_margin_s)
         whole = await loader.warm(list(by_node.values()))
         chosen = authors(edge_list.nodes, max((line.number for line in usable), default=0), seed)
         posts = [Post(by_node[chosen[line.number - 1]], line.text, line.key, f"line {line.number}") for line in usable]

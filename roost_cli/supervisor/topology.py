@@ -11,7 +11,7 @@ from roost_cli.exit_codes import UNUSABLE, CommandError
 from roost_cli.options import address_of
 from roost_cli.supervisor.groups import Group
 from roost_cli.supervisor.shared_addresses import SharedAddresses
-from services.platform.config import Settings
+from services.platform.config import Settings, margin_of_several_processes_s
 from services.platform.transport.remote_services import REGISTRY
 
 # Seconds for which a process still serves calls after it began to drain. Within this time, the registry notifies the
@@ -80,6 +80,8 @@ def process_specs(
         "backend": settings.backend,
         "exit_with_parent": "true",
     }
+    if sum(group.processes for group in groups) > 1:
+        common["clock_margin_s"] = str(margin_of_several_processes_s(settings))
     found: list[ProcessSpec] = []
     if len(groups) > 1:
         common["registry_address"] = addresses.registry

@@ -39,6 +39,9 @@ MIN_DIFFERENT_CHARS = 8
 # Ten years in seconds: the longest period of a setting. Cassandra refuses a TTL of more than twenty years, and a time
 # that far ahead must fit into 64 bits in milliseconds.
 MAX_PERIOD_S = 10 * 365 * 86_400
+# The clock margin in seconds of a mesh of several processes, if nothing else is set. Their copies of the celebrity tiers
+# may differ by the 30 s after which a silent stream counts as lost, and by the seconds of a poll.
+SEVERAL_PROCESSES_MARGIN_S = 60.0
 # An hour in seconds: the longest wait of a setting. A process that drains for longer looks hung.
 MAX_WAIT_S = 3_600.0
 # The largest number of a setting that counts people, timelines or requests. It fits into 32 bits, as all stores need.
@@ -260,7 +263,8 @@ class Settings(BaseSettings):
     # all authors on read, `hybrid` pulls the tweets of celebrities and fans out all others.
     timeline_mode: Literal["hybrid", "push", "pull"] = "hybrid"
     # The margin in seconds: at least the difference between the clocks of two machines plus the time from a row's
-    # timestamp to its commit. Use 5 s in a single-process mesh, 60 s in a mesh of several processes.
+    # timestamp to its commit. The default suits a single-process mesh. In a mesh of several processes it must be
+    # SEVERAL_PROCESSES_MARGIN_S, which `roost up` sets if you set nothing.
     clock_margin_s: float = Field(default=5.0, ge=0, le=MAX_WAIT_S)
     # Maximum number of warm home timelines in memory. Beyond it the least recently read one is evicted.
     warm_timelines: int = Field(default=100_000, ge=1, le=MAX_COUNT)
@@ -475,3 +479,9 @@ def child_environment(runtime_base: Path, **settings: str) -> dict[str, str]:
     It is the environment of this process, with XDG_RUNTIME_DIR and the ROOST_… variables of `settings` set.
     """
     return {**process_environment(**settings), "XDG_RUNTIME_DIR": str(runtime_base)}
+
+
+def margin_of_several_processes_s(settings: Settings) -> float:
+    """Returns the clock margin in seconds of a mesh of several processes that `roost up` starts with these settings:
+    `clock_margin_s` if it was set, otherwise SEVERAL_PROCESSES_MARGIN_S."""
+    return settings.clock_margin_s if "clock_margin_s" in settings.model_fields_set else SEVERAL_PROCESSES_MARGIN_S

@@ -64,6 +64,18 @@ def test_process_specs_of_replicas_are_equal_and_need_no_registry(tmp_path: Path
     assert one.environment == two.environment
 
 
+@pytest.mark.parametrize(
+    ("text", "set_s", "expected"),
+    [("2", None, "60.0"), ("2", 7.0, "7.0"), ("1", None, None)],
+)
+def test_process_specs_of_several_processes_get_a_longer_clock_margin(
+    tmp_path: Path, text: str, set_s: float | None, expected: str | None
+) -> None:
+    chosen = settings(tmp_path) if set_s is None else settings(tmp_path, clock_margin_s=set_s)
+    for part in process_specs(chosen, replica_groups(text), ADDRESSES, shared()):
+        assert part.environment.get("clock_margin_s") == expected
+
+
 def test_process_specs_of_groups_start_the_gateway_last(tmp_path: Path) -> None:
     parts = process_specs(settings(tmp_path), parse_groups(FRONT_AND_BACK), ADDRESSES, shared())
     assert [part.label for part in parts] == ["registry-1", "back-1", "back-2", "back-3", "front-1", "front-2"]
