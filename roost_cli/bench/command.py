@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -71,7 +72,7 @@ def bench_home(
 ) -> None:
     """Measure first pages of home timelines: unchanged, with 1 post per 100 reads, with posts at a constant rate, and
     cold if the mesh was just started. Needs wrk."""
-    plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
+    plan = reads.ReadPlan(rounds, _round_s(seconds, rounds), connections)
     found = local_mesh.find(grpc, http)
     home.run(plan, posts, found, _output(markdown, home.table_of(found), ci=ci))
 
@@ -98,7 +99,7 @@ def bench_posts(
     grpc: options.Grpc = None,
 ) -> None:
     """Measure durable posts with their fan-out, and the time until tweets are in the followers' home timelines."""
-    plan = posts.PostsPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), callers, rate)
+    plan = posts.PostsPlan(rounds, _round_s(seconds, rounds), callers, rate)
     posts.run(plan, local_mesh.find(grpc, http), _output(markdown, posts.TABLE, ci=ci))
 
 
@@ -112,8 +113,8 @@ def bench_thread(
     grpc: options.Grpc = None,
 ) -> None:
     """Measure reads of threads that have replies. Needs wrk."""
-    plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
-    other_reads.run(what := other_reads.Read.THREAD, plan, local_mesh.find(grpc, http), _output(markdown, what))
+    plan = reads.ReadPlan(rounds, _round_s(seconds, rounds), connections)
+    _measure_reads(other_reads.Read.THREAD, plan, markdown, http, grpc)
 
 
 @bench.command("search")
@@ -126,8 +127,8 @@ def bench_search(
     grpc: options.Grpc = None,
 ) -> None:
     """Measure searches for tweets with a word. Needs wrk."""
-    plan = reads.ReadPlan(rounds, min(seconds, home.MAX_SECONDS // rounds), connections)
-    other_reads.run(what := other_reads.Read.SEARCH, plan, local_mesh.find(grpc, http), _output(markdown, what))
+    plan = reads.ReadPlan(rounds, _round_s(seconds, rounds), connections)
+    _measure_reads(other_reads.Read.SEARCH, plan, markdown, http, grpc)
 
 
 @bench.command("login")
@@ -144,7 +145,7 @@ def bench_login(
 ) -> None:
     """Measure log-ins, and the check of a password alone."""
     found, output = local_mesh.find(grpc, http), _output(markdown, login.TABLE, ci=ci)
-    login.run(rounds, min(seconds, home.MAX_SECONDS // rounds), callers, found, output)
+    login.run(rounds, _round_s(seconds, rounds), callers, found, output)
 
 
 @bench.command("delivery")
@@ -166,7 +167,7 @@ def bench_delivery(
 ) -> None:
     """Measure the time from the response to a post until followers read the tweet."""
     found, output = local_mesh.find(grpc, http), _output(markdown, delivery.TABLE)
-    delivery.run(rounds, min(seconds, home.MAX_SECONDS // rounds), posts, found, output)
+    delivery.run(rounds, _round_s(seconds, rounds), posts, found, output)
 
 
 @bench.command("stages")
@@ -228,6 +229,18 @@ def bench_all(
         raise CommandError("\n".join(faults), FAULTS)
 
 
+def _measure_reads(
+    what: other_reads.Read, plan: reads.ReadPlan, markdown: Path | None, http: str | None, grpc: str | None
+) -> None:
+    other_reads.run(what, plan, local_mesh.find(grpc, http), _output(markdown, what))
+
+
+def _round_s(seconds: int, rounds: int) -> int:
+    """Returns the length of a round in seconds: `seconds`, but so short that no access token expires before the last
+    round."""
+    return min(seconds, home.MAX_SECONDS // rounds)
+
+
 def _output(markdown: Path | None, *tables: str, ci: bool = False) -> table.Output:
     """Returns the output of a measurement that writes these tables. Raises CommandError if the document at `markdown`
     lacks the markers of one."""
@@ -259,7 +272,7 @@ def bench_growth(
         raise CommandError(f"there is no series {min(unknown)}: choose {', '.join(SERIES)}")
     chosen = [SERIES[name] for name in series or SERIES]
     document = table.Document.of(markdown, *(TABLE.format(one.name) for one in chosen))
-    run(chosen, full=full, limit=limit, plots=plots, markdown=document, ci=ci)
+    asyncio.run(run(chosen, full=full, limit=limit, plots=plots, markdown=document, ci=ci))
 
 
 @bench.command("fanout")

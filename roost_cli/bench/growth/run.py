@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ TOLERANCE = 0.1
 LEAST_MS = 0.001
 
 
-def run(
+async def run(
     series: Sequence[Series],
     *,
     full: bool,
@@ -38,18 +37,6 @@ def run(
     `plots` is a folder for SVG documents (None: writes none), `markdown` a document whose tables are replaced (None:
     none). Raises CommandError with `ci` if an exponent is above its limit.
     """
-    asyncio.run(_run(series, full=full, limit=limit, plots=plots, markdown=markdown, ci=ci))
-
-
-async def _run(
-    series: Sequence[Series],
-    *,
-    full: bool,
-    limit: int | None,
-    plots: Path | None,
-    markdown: table.Document | None,
-    ci: bool,
-) -> None:
     shown = progress.for_stream()
     excesses: list[str] = []
     for one in series:

@@ -86,9 +86,7 @@ class Relay:
         with contextlib.suppress(errors.RoostError):
             await self.db.write(lambda c: c.execute(_DELETE_BEFORE, (self._relayed + 1,)))
             self._relayed = 0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer, self._deletion_due = None, False
+        self._end_timer()
 
     async def drained(self) -> None:
         """Waits until every event that was committed before the call is in the event log. Does not return while the
@@ -143,5 +141,9 @@ class Relay:
         if self._timer is None:
             return
         await self.db.write(lambda c: c.execute(_DELETE_BEFORE, (self._relayed,)))
-        self._timer.cancel()
+        self._end_timer()
+
+    def _end_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer, self._deletion_due = None, False

@@ -46,20 +46,22 @@ def test_curves_of_single_size_has_no_exponent() -> None:
 
 
 @pytest.mark.parametrize(("exponent", "most", "fails"), [(1.0, 1.0, False), (1.2, 1.0, True), (1.2, None, False)])
-def test_run_ci_fails_above_exponent_limit(tmp_path: Path, exponent: float, most: float | None, fails: bool) -> None:
+async def test_run_ci_fails_above_exponent_limit(
+    tmp_path: Path, exponent: float, most: float | None, fails: bool
+) -> None:
     document = tmp_path / "growth.md"
     document.write_text(f"{table.BEGIN.format('growth followers')}\n{table.END.format('growth followers')}\n")
 
     markdown = table.Document.of(document, "growth followers")
 
-    def measured() -> None:
-        run.run([series(exponent, most)], full=True, limit=None, plots=tmp_path, markdown=markdown, ci=True)
+    async def measured() -> None:
+        await run.run([series(exponent, most)], full=True, limit=None, plots=tmp_path, markdown=markdown, ci=True)
 
     if fails:
         with pytest.raises(CommandError, match=r"grows with exponent 1\.20 in the number of followers; the limit is 1"):
-            measured()
+            await measured()
     else:
-        measured()
+        await measured()
     assert "| 10 | 100 | 1,000 | exponent | of the last step |" in document.read_text()
     assert (tmp_path / "followers.svg").read_text().startswith("<svg")
 
